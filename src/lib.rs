@@ -1,0 +1,8 @@
+//! A portable engine for Hogwild! Inference.
+
+pub mod error;
+
+pub use error::{Error, Result};
+
+/// Id of a token in the tokenizer's vocabulary.
+pub type TokenId = u32;

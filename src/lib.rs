@@ -1,6 +1,8 @@
 //! A portable engine for Hogwild! Inference.
 
+pub mod device;
 pub mod error;
+pub mod ops;
 
 pub use error::{Error, Result};
 

@@ -1,0 +1,23 @@
+// Element type: f32. Eight in a row are loaded at once, two are stored at once.
+struct Element8 {
+    lo: vec4<f32>,
+    hi: vec4<f32>,
+}
+
+alias Element2 = vec2<f32>;
+
+fn element8_lo(v: Element8) -> vec4<f32> {
+    return v.lo;
+}
+
+fn element8_hi(v: Element8) -> vec4<f32> {
+    return v.hi;
+}
+
+fn element2_load(v: Element2) -> vec2<f32> {
+    return v;
+}
+
+fn element2_store(v: vec2<f32>) -> Element2 {
+    return v;
+}

@@ -1,0 +1,186 @@
+//! Which adapters there are, what they can do, and which one is used.
+//!
+//! A software driver is used only by name: running on the CPU through Vulkan is slower than the CPU
+//! path and must never pass for a GPU.
+
+use crate::{Error, Result};
+
+/// What is known of one adapter.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterReport {
+    /// The name that `--device` matches.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// The driver and its version.
+    pub driver: String,
+    /// PCI vendor and device ids.
+    pub pci: String,
+    /// Memory heaps in bytes, with whether each is on the device.
+    pub heaps: Vec<(u64, bool)>,
+    /// Smallest and largest subgroup.
+    pub subgroup: (u32, u32),
+    /// Limits that matter, by name.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Features that matter, by name, and whether it has them.
+    pub features: Vec<(&'static str, bool)>,
+    /// Whether it can be used at all; if not, why.
+    pub refused: Option<String>,
+}
+
+/// What `--device` comes to.
+#[derive(Debug)]
+pub enum Choice {
+    /// The CPU path, with the reason in words.
+    Cpu {
+        /// Why.
+        why: String,
+    },
+    /// A Vulkan adapter.
+    Adapter(wgpu::Adapter),
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN;
+    // Release builds otherwise validate indirect calls; debug builds pay for debug layers.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    wgpu::Instance::new(descriptor)
+}
+
+fn all() -> Vec<wgpu::Adapter> {
+    pollster::block_on(instance().enumerate_adapters(wgpu::Backends::VULKAN))
+}
+
+fn kind(info: &wgpu::AdapterInfo) -> &'static str {
+    match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+/// Every Vulkan adapter of this machine.
+pub fn adapters() -> Vec<AdapterReport> {
+    all().iter().map(report).collect()
+}
+
+fn report(adapter: &wgpu::Adapter) -> AdapterReport {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let subgroups = features.contains(wgpu::Features::SUBGROUP);
+    AdapterReport {
+        kind: kind(&info),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        pci: format!("{:04x}:{:04x}", info.vendor, info.device),
+        heaps: heaps(adapter),
+        subgroup: (info.subgroup_min_size, info.subgroup_max_size),
+        limits: vec![
+            (
+                "max_storage_buffer_binding_size",
+                limits.max_storage_buffer_binding_size,
+            ),
+            ("max_buffer_size", limits.max_buffer_size),
+            (
+                "max_compute_workgroup_storage_size",
+                limits.max_compute_workgroup_storage_size.into(),
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup.into(),
+            ),
+            (
+                "max_storage_buffers_per_shader_stage",
+                limits.max_storage_buffers_per_shader_stage.into(),
+            ),
+        ],
+        features: vec![
+            ("subgroup", subgroups),
+            (
+                "timestamp_query",
+                features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+            ),
+            ("shader_f16", features.contains(wgpu::Features::SHADER_F16)),
+            (
+                "cooperative_matrix",
+                features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            ),
+        ],
+        refused: (!subgroups).then(|| "it has no subgroup operations".to_owned()),
+        name: info.name,
+    }
+}
+
+/// Sizes of the Vulkan memory heaps, and whether each is on the device.
+#[expect(unsafe_code, reason = "wgpu does not tell the heaps; Vulkan does")]
+fn heaps(adapter: &wgpu::Adapter) -> Vec<(u64, bool)> {
+    // SAFETY: the adapter outlives the guard, and nothing is created, changed or destroyed through
+    // the raw handles: the properties are only read.
+    let properties = unsafe {
+        let Some(hal) = adapter.as_hal::<wgpu::hal::api::Vulkan>() else {
+            return Vec::new();
+        };
+        let physical = hal.raw_physical_device();
+        hal.shared_instance()
+            .raw_instance()
+            .get_physical_device_memory_properties(physical)
+    };
+    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+    // Bit 0 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+    heaps
+        .iter()
+        .map(|heap| (heap.size, heap.flags.as_raw() & 1 != 0))
+        .collect()
+}
+
+/// Which device a `--device` value means: `auto`, `cpu`, or part of an adapter's name.
+///
+/// # Errors
+/// [`Error::NoAdapter`] if a name matches nothing; [`Error::Usage`] if it matches several kinds.
+pub fn choose(wanted: &str) -> Result<Choice> {
+    if wanted == "cpu" {
+        return Ok(Choice::Cpu {
+            why: "it was asked for".into(),
+        });
+    }
+    let adapters = all();
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    let seen = || {
+        let names: Vec<_> = infos
+            .iter()
+            .map(|i| format!("{} ({})", i.name, kind(i)))
+            .collect();
+        if names.is_empty() {
+            "no Vulkan adapter".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    if wanted == "auto" {
+        let usable = |a: &wgpu::Adapter| a.features().contains(wgpu::Features::SUBGROUP);
+        for want in [
+            wgpu::DeviceType::DiscreteGpu,
+            wgpu::DeviceType::IntegratedGpu,
+        ] {
+            let found =
+                (0..adapters.len()).find(|&i| infos[i].device_type == want && usable(&adapters[i]));
+            if let Some(at) = found {
+                return Ok(Choice::Adapter(adapters[at].clone()));
+            }
+        }
+        return Ok(Choice::Cpu {
+            why: format!("no GPU was found (seen: {})", seen()),
+        });
+    }
+    let matches = |i: &wgpu::AdapterInfo| i.name.to_lowercase().contains(&wanted.to_lowercase());
+    match infos.iter().position(matches) {
+        Some(at) => Ok(Choice::Adapter(adapters[at].clone())),
+        None => Err(Error::NoAdapter {
+            wanted: wanted.to_owned(),
+            seen: seen(),
+        }),
+    }
+}

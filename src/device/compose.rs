@@ -1,0 +1,161 @@
+//! Puts a WGSL kernel together: prelude of constants, shared parts, element types, the file itself.
+//!
+//! No preprocessor: a part is prepended whole, an element type is a part with its name filled in.
+//! Every line of the result knows the file it came from, so that errors point there.
+
+use super::op::Wgsl;
+use super::{DType, Dispatch};
+use crate::{Error, Result};
+
+/// The parts that a kernel can name in its first line, `// uses: a, b`.
+pub const PARTS: &[(&str, &str)] = &[
+    (
+        "softmax_state",
+        include_str!("../../shaders/parts/softmax_state.wgsl"),
+    ),
+    ("rope", include_str!("../../shaders/parts/rope.wgsl")),
+];
+
+const ELEMENT_F32: &str = include_str!("../../shaders/parts/element_f32.wgsl");
+const ELEMENT_F16: &str = include_str!("../../shaders/parts/element_f16.wgsl");
+const ELEMENT_BF16: &str = include_str!("../../shaders/parts/element_bf16.wgsl");
+
+/// A composed shader and where its lines came from.
+#[derive(Clone, Debug)]
+pub struct Composed {
+    /// The WGSL text.
+    pub text: String,
+    /// For each piece: its file, and its first line in `text`, from 1.
+    pieces: Vec<(String, usize)>,
+}
+
+impl Composed {
+    fn push(&mut self, file: &str, text: &str) {
+        self.pieces
+            .push((file.to_owned(), self.text.lines().count() + 1));
+        self.text.push_str(text);
+        if !self.text.ends_with('\n') {
+            self.text.push('\n');
+        }
+    }
+
+    /// The file and line that a line of the composed text came from.
+    pub fn origin(&self, line: usize) -> (&str, usize) {
+        let piece = self.pieces.iter().rev().find(|(_, first)| *first <= line);
+        piece.map_or(("", line), |(file, first)| {
+            (file.as_str(), line - first + 1)
+        })
+    }
+
+    /// Parses and validates the text with naga.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] with the file and line of the first problem.
+    pub fn check(&self) -> Result<(naga::Module, naga::valid::ModuleInfo)> {
+        let module = naga::front::wgsl::parse_str(&self.text).map_err(|e| {
+            let line = e.location(&self.text).map_or(1, |l| l.line_number as usize);
+            self.error(line, e.message())
+        })?;
+        let capabilities = naga::valid::Capabilities::SUBGROUP
+            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut validator =
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+        validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+        let info = validator.validate(&module).map_err(|e| {
+            let line = e.location(&self.text).map_or(1, |l| l.line_number as usize);
+            let mut message = e.as_inner().to_string();
+            let mut source = std::error::Error::source(e.as_inner());
+            while let Some(inner) = source {
+                message = format!("{message}: {inner}");
+                source = inner.source();
+            }
+            self.error(line, &message)
+        })?;
+        Ok((module, info))
+    }
+
+    fn error(&self, line: usize, message: &str) -> Error {
+        let (file, line) = self.origin(line);
+        Error::Shader {
+            file: format!("shaders/{file}"),
+            line,
+            message: message.to_owned(),
+        }
+    }
+}
+
+/// What the text of a kernel depends on, and therefore the key of its pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Constants of the prelude.
+    pub consts: Vec<(&'static str, u32)>,
+    /// Element types: name and storage type.
+    pub elements: Vec<(&'static str, DType)>,
+}
+
+impl Variant {
+    /// The variant of a kernel that a dispatch needs.
+    pub fn of(wgsl: &Wgsl, dispatch: &Dispatch) -> Self {
+        Self {
+            consts: (wgsl.consts)(dispatch),
+            elements: wgsl
+                .elements
+                .iter()
+                .map(|&(n, at)| (n, dispatch.args[at].dtype()))
+                .collect(),
+        }
+    }
+}
+
+/// Composes the text of one variant of a kernel.
+///
+/// # Errors
+/// [`Error::Shader`] if the first line names a part that does not exist.
+pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
+    let mut out = Composed {
+        text: String::new(),
+        pieces: Vec::new(),
+    };
+    let mut prelude = String::from("const NEG_LARGE = -3.0e38f;\n");
+    for (name, value) in &variant.consts {
+        prelude.push_str(&format!("const {name} = {value}u;\n"));
+    }
+    out.push("(prelude)", &prelude);
+    for (name, dtype) in &variant.elements {
+        let (file, template) = match dtype {
+            DType::F32 => ("parts/element_f32.wgsl", ELEMENT_F32),
+            DType::F16 => ("parts/element_f16.wgsl", ELEMENT_F16),
+            DType::BF16 => ("parts/element_bf16.wgsl", ELEMENT_BF16),
+            DType::U32 => panic!("an element type is a float type"),
+        };
+        let text = template
+            .replace("Element", name)
+            .replace("element", &name.to_lowercase());
+        out.push(file, &text);
+    }
+    let first = wgsl.source.lines().next().unwrap_or_default();
+    for name in first
+        .strip_prefix("// uses:")
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+    {
+        match PARTS.iter().find(|(part, _)| *part == name) {
+            Some((_, text)) => out.push(&format!("parts/{name}.wgsl"), text),
+            None if name.is_empty() => {}
+            None => {
+                let known: Vec<_> = PARTS.iter().map(|(n, _)| *n).collect();
+                let message = format!("no part is called '{name}'; there are {}", known.join(", "));
+                let file = format!("shaders/{}", wgsl.file);
+                return Err(Error::Shader {
+                    file,
+                    line: 1,
+                    message,
+                });
+            }
+        }
+    }
+    out.push(wgsl.file, wgsl.source);
+    Ok(out)
+}

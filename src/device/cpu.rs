@@ -1,0 +1,87 @@
+//! The player that needs no GPU: Rust kernels over host memory.
+
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::op::{Access, Args, Kernel, Run, View};
+use super::tensor::{Storage, padded_bytes};
+use super::{Caps, DType, Dispatch, Recording, Tensor};
+
+/// The CPU as a device.
+#[derive(Debug, Default)]
+pub struct Cpu;
+
+enum Guard<'a> {
+    Read(RwLockReadGuard<'a, Vec<u32>>),
+    Write(RwLockWriteGuard<'a, Vec<u32>>),
+}
+
+const POISONED: &str = "no kernel panics while it holds a tensor";
+
+impl Cpu {
+    pub(super) fn tensor(shape: &[usize], dtype: DType) -> Tensor {
+        let bytes = padded_bytes(shape.iter().product::<usize>() * dtype.size());
+        Tensor::new(shape, dtype, Storage::Cpu(RwLock::new(vec![0; bytes / 4])))
+    }
+
+    pub(super) fn write(tensor: &Tensor, offset: usize, bytes: &[u8]) {
+        let mut words = words(tensor).write().expect(POISONED);
+        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+        all[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    pub(super) fn read(tensor: &Tensor, offset: usize, len: usize) -> Vec<u8> {
+        let words = words(tensor).read().expect(POISONED);
+        bytemuck::cast_slice(&words)[offset..offset + len].to_vec()
+    }
+
+    pub(super) fn play(recording: &Recording) {
+        for upload in &recording.uploads {
+            Self::write(&upload.to, 0, &upload.bytes);
+        }
+        for dispatch in &recording.dispatches {
+            Self::run(dispatch, Self::kernel(dispatch));
+        }
+    }
+
+    /// The kernel that serves a dispatch; none means the reference.
+    pub(super) fn kernel(dispatch: &Dispatch) -> Option<&'static Kernel> {
+        dispatch
+            .op
+            .kernels
+            .iter()
+            .find(|k| matches!(k.run, Run::Cpu(_)) && (k.fits)(dispatch, &Caps::cpu()))
+    }
+
+    pub(super) fn run(dispatch: &Dispatch, kernel: Option<&Kernel>) {
+        let mut guards: Vec<Guard<'_>> = dispatch
+            .op
+            .args
+            .iter()
+            .zip(&dispatch.args)
+            .map(|((_, access), tensor)| match access {
+                Access::Read => Guard::Read(words(tensor).read().expect(POISONED)),
+                _ => Guard::Write(words(tensor).write().expect(POISONED)),
+            })
+            .collect();
+        let views = guards
+            .iter_mut()
+            .zip(&dispatch.args)
+            .map(|(guard, tensor)| match guard {
+                Guard::Read(words) => View::read(tensor.dtype(), words),
+                Guard::Write(words) => View::write(tensor.dtype(), words),
+            })
+            .collect();
+        let mut args = Args::new(dispatch.params, views);
+        match kernel.map(|k| &k.run) {
+            Some(Run::Cpu(run)) => run(&mut args),
+            _ => (dispatch.op.reference)(&mut args),
+        }
+    }
+}
+
+fn words(tensor: &Tensor) -> &RwLock<Vec<u32>> {
+    match tensor.storage() {
+        Storage::Cpu(words) => words,
+        Storage::Gpu(_) => panic!("a tensor of a GPU was given to the CPU player"),
+    }
+}

@@ -1,0 +1,616 @@
+//! Attention of rows to splits: the query rotated once for each block, one partial for each pair.
+//!
+//! A *split* is a list of tiles of keys; a *work item* is a split and the rows that it serves at once,
+//! so that a key is read once for all of them. A tile lies in one block, where the row's query has the
+//! `location`: the angle it is rotated to, and the last key index it sees (paper 3.4, appendix B). A
+//! pair (split, row) yields one unnormalised partial with its largest score and its sum; [`super::merge`]
+//! puts them together.
+//!
+//! A row's arithmetic depends only on its own tiles, in their order: not on other rows of the group.
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use super::case::{Rng, case, floats, output, words};
+use super::dot::{add_scaled, dot, widen};
+use super::place::{Arena, rotate};
+use super::u32_of;
+use crate::device::Access::{Read, Write};
+use crate::device::{
+    Args, Bound, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
+};
+
+/// Most keys of a tile.
+pub const TILE: usize = 16;
+
+/// Largest score of a partial that has seen no key; as `NEG_LARGE` in WGSL.
+pub const EMPTY: f32 = -3.0e38;
+
+/// The op.
+pub static OP: Op = Op {
+    name: "attend",
+    summary: "one partial of attention for each pair of a split and a row that sees it",
+    params: &[
+        "n_work",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "n_rows",
+        "rows_per_work",
+        "scale",
+    ],
+    args: &[
+        ("tiles", Read),
+        ("work", Read),
+        ("pair_rows", Read),
+        ("locations", Read),
+        ("angles", Read),
+        ("q", Read),
+        ("keys", Read),
+        ("values", Read),
+        ("partial", Write),
+        ("stats", Write),
+    ],
+    reference,
+    kernels: &[
+        Kernel {
+            name: "split",
+            run: Run::Wgsl(Wgsl {
+                file: "attend.wgsl",
+                source: include_str!("../../shaders/attend.wgsl"),
+                consts,
+                elements: &[("Kv", 6)],
+                groups: |d| {
+                    let p: Params = d.params.get();
+                    let gqa = p.n_heads / p.n_kv_heads;
+                    [
+                        p.n_work,
+                        p.n_kv_heads,
+                        gqa.div_ceil(heads_per_group(p.head_dim, gqa)),
+                    ]
+                },
+            }),
+            fits,
+        },
+        Kernel {
+            name: "split",
+            run: Run::Cpu(by_work),
+            fits,
+        },
+    ],
+    cases,
+    tolerance: Tolerance {
+        f32: Bound {
+            abs: 1e-5,
+            rel: 1e-4,
+            nmse: 1e-10,
+        },
+        ..Tolerance::with_abs(1e-5)
+    },
+};
+
+/// Uniform of `attend.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    n_work: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    n_rows: u32,
+    rows_per_work: u32,
+    scale: f32,
+}
+
+/// Query vectors that a workgroup holds: 24 KiB of workgroup memory, and few enough accumulators.
+fn queries_per_group(head_dim: u32) -> u32 {
+    (24 * 1024 / (4 * head_dim)).min(48)
+}
+
+/// Query heads of one KV head that a workgroup serves together.
+fn heads_per_group(head_dim: u32, gqa: u32) -> u32 {
+    gqa.min(queries_per_group(head_dim))
+}
+
+/// Most rows of a work item for a model's heads: a constant of the model, never of the batch.
+pub fn rows_per_work(head_dim: usize, n_heads: usize, n_kv_heads: usize) -> usize {
+    let queries = queries_per_group(u32_of(head_dim)) as usize;
+    (queries / (n_heads / n_kv_heads).max(1)).clamp(1, super::MAX_COLS)
+}
+
+fn consts(d: &Dispatch) -> Vec<(&'static str, u32)> {
+    let p: Params = d.params.get();
+    let heads = heads_per_group(p.head_dim, p.n_heads / p.n_kv_heads);
+    vec![
+        ("HEAD_DIM", p.head_dim),
+        ("HEADS", heads),
+        ("ROWS", p.rows_per_work),
+    ]
+}
+
+fn fits(d: &Dispatch, _: &Caps) -> bool {
+    let p: Params = d.params.get();
+    p.head_dim % 8 == 0 && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
+}
+
+/// What is attended to, as numbers: see `cache::plan`.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// `[n_tiles, 4]`: slot of the first key, its index in the block, keys, block.
+    pub tiles: &'a Tensor,
+    /// `[n_work, 4]`: first tile, end of the tiles, first pair, pairs.
+    pub work: &'a Tensor,
+    /// `[n_pairs]`: the row of each pair.
+    pub pair_rows: &'a Tensor,
+    /// `[n_blocks, n_rows]`: the row's location in the block; negative where it sees none of it.
+    pub locations: &'a Tensor,
+    /// Work items.
+    pub n_work: usize,
+    /// Rows of the pass, the stride of `locations`.
+    pub n_rows: usize,
+    /// Most pairs of a work item, rounded up to a power of two.
+    pub rows_per_work: usize,
+}
+
+/// Records the partials of all work items.
+///
+/// Shapes: `angles` `[n, head_dim / 2, 2]`; `q` `[>= n_rows, n_heads, head_dim]`; `partial`
+/// `[>= n_pairs, n_heads, head_dim]`; `stats` `[>= n_pairs, n_heads, 2]`, largest score and sum.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn attend(
+    r: &mut Recording,
+    work: Work<'_>,
+    angles: &Tensor,
+    q: &Tensor,
+    arena: Arena<'_>,
+    [partial, stats]: [&Tensor; 2],
+    scale: f32,
+) {
+    let (n_heads, n_kv_heads) = (q.shape()[1], arena.keys.shape()[1]);
+    assert_eq!(
+        q.cols(),
+        arena.keys.cols(),
+        "attend: q and keys differ in head_dim"
+    );
+    assert_eq!(
+        angles.shape()[1] * 2,
+        q.cols(),
+        "attend: angles do not fit the head"
+    );
+    assert_eq!(
+        n_heads % n_kv_heads,
+        0,
+        "attend: heads are divided among the KV heads"
+    );
+    let params = Params {
+        n_work: u32_of(work.n_work),
+        n_heads: u32_of(n_heads),
+        n_kv_heads: u32_of(n_kv_heads),
+        head_dim: u32_of(q.cols()),
+        n_rows: u32_of(work.n_rows),
+        rows_per_work: u32_of(work.rows_per_work),
+        scale,
+    };
+    let Work {
+        tiles,
+        work,
+        pair_rows,
+        locations,
+        ..
+    } = work;
+    let args = [
+        tiles,
+        work,
+        pair_rows,
+        locations,
+        angles,
+        q,
+        arena.keys,
+        arena.values,
+        partial,
+        stats,
+    ];
+    r.push(&OP, &params, &args);
+}
+
+fn reference(args: &mut Args<'_>) {
+    let p: Params = args.params();
+    let [
+        tiles,
+        work,
+        pair_rows,
+        locations,
+        angles,
+        q,
+        keys,
+        values,
+        mut partial,
+        mut stats,
+    ] = args.views();
+    let (heads, kv_heads, dim) = (
+        p.n_heads as usize,
+        p.n_kv_heads as usize,
+        p.head_dim as usize,
+    );
+    let half = dim / 2;
+    for work in work.u32s().chunks_exact(4).take(p.n_work as usize) {
+        for pair in work[2] as usize..(work[2] + work[3]) as usize {
+            let row = pair_rows.u32s()[pair] as usize;
+            for head in 0..heads {
+                let kv_head = head / (heads / kv_heads);
+                let query = |i: usize| q.get((row * heads + head) * dim + i);
+                // All keys that the row sees: score, and where the value is.
+                let mut seen: Vec<(f64, usize)> = Vec::new();
+                for tile in tiles.u32s()[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4)
+                {
+                    let location = locations.i32s()[tile[3] as usize * p.n_rows as usize + row];
+                    for key in 0..tile[2] {
+                        if i64::from(tile[1] + key) > i64::from(location) {
+                            continue;
+                        }
+                        let location = usize::try_from(location).expect("it sees a key");
+                        let at = ((tile[0] + key) as usize * kv_heads + kv_head) * dim;
+                        let pair = |i: usize| {
+                            let [cos, sin] =
+                                [0, 1].map(|j| angles.get((location * half + i) * 2 + j));
+                            let (a, b) = (query(i), query(i + half));
+                            (a * cos - b * sin) * keys.get(at + i)
+                                + (b * cos + a * sin) * keys.get(at + i + half)
+                        };
+                        seen.push(((0..half).map(pair).sum::<f64>() * f64::from(p.scale), at));
+                    }
+                }
+                let max = seen.iter().map(|s| s.0).fold(f64::from(EMPTY), f64::max);
+                let at = pair * heads + head;
+                stats.set(at * 2, max);
+                stats.set(at * 2 + 1, seen.iter().map(|s| (s.0 - max).exp()).sum());
+                for d in 0..dim {
+                    let sum = seen
+                        .iter()
+                        .map(|s| (s.0 - max).exp() * values.get(s.1 + d))
+                        .sum();
+                    partial.set(at * dim + d, sum);
+                }
+            }
+        }
+    }
+}
+
+fn by_work(args: &mut Args<'_>) {
+    let p: Params = args.params();
+    let [
+        tiles,
+        work,
+        pair_rows,
+        locations,
+        angles,
+        q,
+        keys,
+        values,
+        mut partial,
+        mut stats,
+    ] = args.views();
+    let (heads, dim) = (p.n_heads as usize, p.head_dim as usize);
+    let work = &work.u32s()[..p.n_work as usize * 4];
+    let inputs = Inputs {
+        p,
+        tiles: tiles.u32s(),
+        pair_rows: pair_rows.u32s(),
+        locations: locations.i32s(),
+        angles: angles.f32s(),
+        q: q.f32s(),
+        keys: &keys,
+        values: &values,
+    };
+    // Pairs lie in the order of the work items: each item owns a stretch of the outputs.
+    let (mut partial, mut stats) = (partial.f32s_mut(), stats.f32s_mut());
+    let mut items = Vec::new();
+    for work in work.chunks_exact(4) {
+        let n = work[3] as usize * heads;
+        let (mine, rest) = partial.split_at_mut(n * dim);
+        partial = rest;
+        let (my_stats, rest) = stats.split_at_mut(n * 2);
+        stats = rest;
+        items.push((work, mine, my_stats));
+    }
+    items
+        .into_par_iter()
+        .for_each(|(work, partial, stats)| inputs.attend(work, partial, stats));
+}
+
+struct Inputs<'a> {
+    p: Params,
+    tiles: &'a [u32],
+    pair_rows: &'a [u32],
+    locations: &'a [i32],
+    angles: &'a [f32],
+    q: &'a [f32],
+    keys: &'a View<'a>,
+    values: &'a View<'a>,
+}
+
+impl Inputs<'_> {
+    /// One work item; `partial` and `stats` are the stretches of its pairs.
+    fn attend(&self, work: &[u32], partial: &mut [f32], stats: &mut [f32]) {
+        let p = self.p;
+        let (heads, kv_heads, dim) = (
+            p.n_heads as usize,
+            p.n_kv_heads as usize,
+            p.head_dim as usize,
+        );
+        let gqa = heads / kv_heads;
+        let rows = &self.pair_rows[work[2] as usize..][..work[3] as usize];
+        partial.fill(0.0);
+        for stats in stats.chunks_exact_mut(2) {
+            stats.copy_from_slice(&[EMPTY, 0.0]);
+        }
+        let mut rotated = vec![0.0; rows.len() * gqa * dim];
+        let mut tile_keys = vec![0.0; TILE * dim];
+        let mut tile_values = vec![0.0; TILE * dim];
+        for kv_head in 0..kv_heads {
+            let mut block = u32::MAX;
+            for tile in self.tiles[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4) {
+                let location =
+                    |row: u32| self.locations[tile[3] as usize * p.n_rows as usize + row as usize];
+                if tile[3] != block {
+                    block = tile[3];
+                    for (row, to) in rows.iter().zip(rotated.chunks_exact_mut(gqa * dim)) {
+                        let from = (*row as usize * heads + kv_head * gqa) * dim;
+                        to.copy_from_slice(&self.q[from..from + gqa * dim]);
+                        let at = usize::try_from(location(*row)).unwrap_or(0) * dim;
+                        for head in to.chunks_exact_mut(dim) {
+                            rotate(head, &self.angles[at..at + dim]);
+                        }
+                    }
+                }
+                for key in 0..tile[2] as usize {
+                    let at = ((tile[0] as usize + key) * kv_heads + kv_head) * dim;
+                    widen(self.keys, at, &mut tile_keys[key * dim..][..dim]);
+                    widen(self.values, at, &mut tile_values[key * dim..][..dim]);
+                }
+                for (i, row) in rows.iter().enumerate() {
+                    // The first key index that the row does not see any more.
+                    let end = i64::from(location(*row)) + 1 - i64::from(tile[1]);
+                    let visible = usize::try_from(end).unwrap_or(0).min(tile[2] as usize);
+                    if visible == 0 {
+                        continue;
+                    }
+                    for g in 0..gqa {
+                        let at = i * heads + kv_head * gqa + g;
+                        let query = &rotated[(i * gqa + g) * dim..][..dim];
+                        let keys = tile_keys.chunks_exact(dim).take(visible);
+                        let mut scores = [EMPTY; TILE];
+                        for (score, key) in scores.iter_mut().zip(keys) {
+                            *score = dot(query, key) * p.scale;
+                        }
+                        let [max, sum] = &mut stats[at * 2..][..2] else {
+                            unreachable!("two")
+                        };
+                        let best = scores[..visible].iter().copied().fold(*max, f32::max);
+                        let fade = (*max - best).exp();
+                        let acc = &mut partial[at * dim..][..dim];
+                        *max = best;
+                        *sum *= fade;
+                        for acc in &mut *acc {
+                            *acc *= fade;
+                        }
+                        for (score, value) in
+                            scores[..visible].iter().zip(tile_values.chunks_exact(dim))
+                        {
+                            let weight = (score - best).exp();
+                            *sum += weight;
+                            add_scaled(acc, weight, value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A case: blocks of keys, rows that see some of them at locations, cut into splits of `split` keys.
+struct Scene<'a> {
+    name: &'a str,
+    dtype: DType,
+    /// Query heads, KV heads, `head_dim`.
+    heads: [usize; 3],
+    /// Length of each block.
+    blocks: &'a [usize],
+    /// For each row, its location in each block; negative where it does not see the block.
+    locations: &'a [&'a [i32]],
+    /// Keys of a split.
+    split: usize,
+    /// Range of the inputs.
+    range: f32,
+}
+
+impl Scene<'_> {
+    fn case(&self) -> Case {
+        let mut rng = Rng::named(self.name);
+        let [heads, kv_heads, dim] = self.heads;
+        let n_rows = self.locations.len();
+        let total: usize = self.blocks.iter().sum();
+        let n_slots = total + self.blocks.len() * TILE + 9;
+        let (mut tiles, mut work, mut pair_rows) = (Vec::new(), Vec::new(), Vec::new());
+        let cap = rows_per_work(dim, heads, kv_heads);
+        // Blocks lie in the arena from behind to front, each at the start of a page.
+        let mut slot = n_slots;
+        let mut flat = Vec::new();
+        for (block, &len) in self.blocks.iter().enumerate() {
+            slot -= len.next_multiple_of(TILE);
+            let tile = |first: usize| {
+                let keys = TILE.min(len - first);
+                [slot + first, first, keys, block]
+            };
+            flat.extend((0..len).step_by(TILE).map(tile));
+        }
+        for chunk in flat.chunks((self.split / TILE).max(1)) {
+            let first_tile = tiles.len() / 4;
+            tiles.extend(chunk.iter().flatten().map(|&n| u32_of(n)));
+            let sees = |row: &usize| chunk.iter().any(|tile| self.locations[*row][tile[3]] >= 0);
+            let rows: Vec<u32> = (0..n_rows).filter(sees).map(u32_of).collect();
+            for rows in rows.chunks(cap) {
+                let item = [first_tile, tiles.len() / 4, pair_rows.len(), rows.len()];
+                work.extend(item.map(u32_of));
+                pair_rows.extend_from_slice(rows);
+            }
+        }
+        let most = work.chunks_exact(4).map(|w| w[3]).max().unwrap_or(1);
+        let params = Params {
+            n_work: u32_of(work.len() / 4),
+            n_heads: u32_of(heads),
+            n_kv_heads: u32_of(kv_heads),
+            head_dim: u32_of(dim),
+            n_rows: u32_of(n_rows),
+            rows_per_work: most.next_power_of_two(),
+            scale: 1.0 / (dim as f32).sqrt(),
+        };
+        let locations: Vec<u32> = (0..self.blocks.len())
+            .flat_map(|block| {
+                self.locations
+                    .iter()
+                    .map(move |row| row[block].cast_unsigned())
+            })
+            .collect();
+        let n_angles = 1 + locations
+            .iter()
+            .map(|l| l.cast_signed())
+            .max()
+            .unwrap_or(0)
+            .cast_unsigned() as usize;
+        let angles: Vec<f32> = (0..n_angles)
+            .flat_map(|at| (0..dim / 2).map(move |i| (at, i)))
+            .flat_map(|(at, i)| {
+                let angle = at as f64 * 10_000f64.powf(-2.0 * i as f64 / dim as f64);
+                #[expect(clippy::cast_possible_truncation, reason = "a table in f32")]
+                [angle.cos() as f32, angle.sin() as f32]
+            })
+            .collect();
+        let q = rng.scaled(n_rows * heads * dim, self.range);
+        // Slots that no tile reaches hold large noise.
+        let mut arena = || {
+            let mut data = rng.scaled(n_slots * kv_heads * dim, 3.0e4);
+            for tile in tiles.chunks_exact(4) {
+                let from = tile[0] as usize * kv_heads * dim;
+                for v in &mut data[from..from + tile[2] as usize * kv_heads * dim] {
+                    *v *= self.range / 3.0e4;
+                }
+            }
+            floats(self.dtype, &[n_slots, kv_heads, dim], data)
+        };
+        let (keys, values) = (arena(), arena());
+        let n_pairs = pair_rows.len();
+        case(
+            self.name,
+            &params,
+            vec![
+                words(&[tiles.len() / 4, 4], tiles.clone()),
+                words(&[work.len() / 4, 4], work),
+                words(&[n_pairs], pair_rows),
+                words(&[self.blocks.len(), n_rows], locations),
+                floats(DType::F32, &[n_angles, dim / 2, 2], angles),
+                floats(DType::F32, &[n_rows, heads, dim], q),
+                keys,
+                values,
+                output(DType::F32, &[n_pairs, heads, dim]),
+                output(DType::F32, &[n_pairs, heads, 2]),
+            ],
+        )
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let base = Scene {
+        name: "",
+        dtype: DType::F32,
+        heads: [4, 2, 32],
+        blocks: &[],
+        locations: &[],
+        split: 64,
+        range: 1.5,
+    };
+    // The authors' kernel test: 2 workers with 2 new tokens each, QwQ-32B heads, everything in [-2, 2].
+    let authors = |bites: bool| -> [[i32; 4]; 4] {
+        let far = if bites { 0 } else { 500 };
+        [[10, 3, 0, 5], [11, 4, 1, 6], [10, 3, 5, 0], [11, 4, 6, 1]].map(|r| r.map(|l| l + far))
+    };
+    let (all, bites) = (authors(false), authors(true));
+    let all: Vec<&[i32]> = all.iter().map(<[i32; 4]>::as_slice).collect();
+    let bites: Vec<&[i32]> = bites.iter().map(<[i32; 4]>::as_slice).collect();
+    let scenes = [
+        Scene {
+            name: "one key",
+            heads: [1, 1, 8],
+            blocks: &[1],
+            locations: &[&[0]],
+            ..base
+        },
+        Scene {
+            name: "causal rows of one block",
+            blocks: &[19],
+            locations: &[&[16], &[17], &[18]],
+            ..base
+        },
+        Scene {
+            name: "a hidden block",
+            dtype: DType::F16,
+            blocks: &[33, 20, 7],
+            locations: &[&[59, -1, 6], &[59, 26, -1]],
+            ..base
+        },
+        Scene {
+            name: "short blocks, uneven, one query head for each KV head",
+            heads: [3, 3, 40],
+            blocks: &[3, 1, 16, 17, 2, 31, 5],
+            locations: &[
+                &[74, 71, 70, 54, 37, 35, 4],
+                &[174, 171, 170, 154, 137, 135, 104],
+            ],
+            ..base
+        },
+        Scene {
+            name: "more query heads than a group holds, widest head",
+            heads: [28, 1, 256],
+            blocks: &[30],
+            locations: &[&[29], &[40]],
+            ..base
+        },
+        Scene {
+            name: "more rows than a work item holds",
+            dtype: DType::BF16,
+            heads: [8, 1, 64],
+            blocks: &[70],
+            locations: &[&[9], &[19], &[29], &[39], &[49], &[59], &[69], &[99], &[0]],
+            ..base
+        },
+        Scene {
+            name: "the authors' CUDA kernel test, f32",
+            heads: [40, 8, 128],
+            blocks: &[500, 3, 20, 20],
+            locations: &all,
+            range: 2.0,
+            ..base
+        },
+        Scene {
+            name: "the authors' CUDA kernel test, f16",
+            dtype: DType::F16,
+            heads: [40, 8, 128],
+            blocks: &[500, 3, 20, 20],
+            locations: &all,
+            range: 2.0,
+            ..base
+        },
+        Scene {
+            name: "the authors' CUDA kernel test where the bound bites, f32",
+            heads: [40, 8, 128],
+            blocks: &[500, 3, 20, 20],
+            locations: &bites,
+            range: 2.0,
+            ..base
+        },
+    ];
+    scenes.iter().map(Scene::case).collect()
+}

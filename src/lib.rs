@@ -1,5 +1,6 @@
 //! A portable engine for Hogwild! Inference.
 
+pub mod cache;
 pub mod device;
 pub mod error;
 pub mod ops;

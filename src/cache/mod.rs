@@ -1,0 +1,83 @@
+//! The shared cache: blocks over pages, in one arena for each layer.
+//!
+//! `pages` says where a token lives, `layout` who sees it, `plan` what a pass reads; this file holds the
+//! device memory. A key is stored once, rotated to its index in its block, and serves at every position
+//! because the query is rotated instead (paper 3.4). Invariant: slots are written once, never moved.
+
+pub mod layout;
+pub mod pages;
+pub mod plan;
+
+use crate::device::{DType, Device, Tensor};
+use crate::{Error, Result};
+use pages::{PAGE, Pages};
+
+/// Blocks, and the keys and values of every layer.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Which pages each block has.
+    pub pages: Pages,
+    dtype: DType,
+    layers: Vec<[Tensor; 2]>,
+}
+
+/// Shape of a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    /// Layers of the model.
+    pub n_layers: usize,
+    /// KV heads of a layer.
+    pub n_kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Storage type: f16, bf16 or f32.
+    pub dtype: DType,
+}
+
+impl CacheShape {
+    /// Bytes of keys and values of one token in all layers.
+    pub fn bytes_per_token(&self) -> usize {
+        self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype.size()
+    }
+}
+
+impl KvCache {
+    /// Reserves room for `n_tokens` tokens and one partly filled page for each of `n_blocks` blocks.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] or [`Error::Device`] if the device cannot hold it.
+    pub fn new(device: &Device, shape: CacheShape, n_pages: usize) -> Result<Self> {
+        let n_slots = n_pages
+            .checked_mul(PAGE)
+            .filter(|&n| n < 1 << 31)
+            .ok_or_else(|| {
+                Error::Usage(format!(
+                    "a context of {n_pages} pages has more slots than there are numbers"
+                ))
+            })?;
+        let dims = [n_slots, shape.n_kv_heads, shape.head_dim];
+        let layer = |_| {
+            Ok([
+                device.tensor(&dims, shape.dtype)?,
+                device.tensor(&dims, shape.dtype)?,
+            ])
+        };
+        let layers = (0..shape.n_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self {
+            pages: Pages::new(n_pages),
+            dtype: shape.dtype,
+            layers,
+        })
+    }
+
+    /// Keys and values of a layer, `[n_slots, n_kv_heads, head_dim]`.
+    pub fn layer(&self, layer: usize) -> [&Tensor; 2] {
+        let [keys, values] = &self.layers[layer];
+        [keys, values]
+    }
+
+    /// Storage type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}

@@ -1,0 +1,506 @@
+//! The textbook transformer: dense Qwen2, Qwen3 and Llama in f64, O(n²), nothing clever.
+//!
+//! It knows no blocks and no layouts. Every token ever fed keeps the key (not rotated) and the value
+//! that it was given once; a row says which of those tokens it sees and at which position each, and
+//! both sides of a score are rotated there and then: `(R(p_query) q) · (R(p_key) k) / sqrt(d)`.
+//! Biases, q/k norms and a separate output head are used where their tensors exist.
+
+use std::{collections::HashMap, f64::consts::PI, fs, iter::zip, path::Path};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+
+/// A token as one row sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which of all tokens ever fed, counted from zero in the order of feeding.
+    pub token: usize,
+    /// Where the row sees it: the `RoPE` position and the causal order.
+    pub position: usize,
+}
+
+/// The share of one worker in a pass.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Ids of the new tokens. Numbers for [`Seen`] are given out row by row, from [`Textbook::len`] on.
+    pub tokens: Vec<u32>,
+    /// Everything that the row sees: its own new tokens, and those of other rows where it sees them.
+    pub view: Vec<Seen>,
+}
+
+impl Row {
+    /// A row that sees the tokens `seen`, oldest first, at the positions 0, 1, 2, …
+    pub fn new(tokens: impl Into<Vec<u32>>, seen: impl IntoIterator<Item = usize>) -> Self {
+        let view = seen.into_iter().enumerate();
+        Self {
+            tokens: tokens.into(),
+            view: view
+                .map(|(position, token)| Seen { token, position })
+                .collect(),
+        }
+    }
+}
+
+/// A model, and the keys and values of every token it was ever fed.
+#[derive(Clone, Debug)]
+pub struct Textbook {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    eps: f64,
+    rope: Rope,
+    embed: Linear,
+    layers: Vec<Layer>,
+    norm: Vec<f64>,
+    head: Option<Linear>,
+    kept: Vec<Vec<Kv>>, // [layer][token]
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    attention_norm: Vec<f64>,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    q_norm: Option<Vec<f64>>,
+    k_norm: Option<Vec<f64>>,
+    mlp_norm: Vec<f64>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+#[derive(Clone, Debug)]
+struct Kv {
+    k: Vec<f64>, // [kv_heads, head_dim], not rotated
+    v: Vec<f64>, // [kv_heads, head_dim]
+}
+
+impl Textbook {
+    /// Reads `config.json` and every `*.safetensors` of a model directory.
+    ///
+    /// # Errors
+    /// What the model asks for that is not in this textbook.
+    pub fn load(dir: &Path) -> Result<Self, String> {
+        let config: Value =
+            serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+        supported(&config)?;
+        let rope = Rope::from_config(&config)?;
+        let number = |key: &str| config[key].as_u64().map(|n| usize::try_from(n).unwrap());
+        let heads = number("num_attention_heads").unwrap();
+
+        let mut weights = read_weights(dir);
+        let layers: Vec<_> = (0..number("num_hidden_layers").unwrap())
+            .map(|n| {
+                let name = |part: &str| format!("model.layers.{n}.{part}");
+                Layer {
+                    attention_norm: weights.vector(&name("input_layernorm.weight")).unwrap(),
+                    q: weights.linear(&name("self_attn.q_proj")).unwrap(),
+                    k: weights.linear(&name("self_attn.k_proj")).unwrap(),
+                    v: weights.linear(&name("self_attn.v_proj")).unwrap(),
+                    o: weights.linear(&name("self_attn.o_proj")).unwrap(),
+                    q_norm: weights.vector(&name("self_attn.q_norm.weight")),
+                    k_norm: weights.vector(&name("self_attn.k_norm.weight")),
+                    mlp_norm: weights
+                        .vector(&name("post_attention_layernorm.weight"))
+                        .unwrap(),
+                    gate: weights.linear(&name("mlp.gate_proj")).unwrap(),
+                    up: weights.linear(&name("mlp.up_proj")).unwrap(),
+                    down: weights.linear(&name("mlp.down_proj")).unwrap(),
+                }
+            })
+            .collect();
+        let embed = weights.linear("model.embed_tokens").unwrap();
+        let norm = weights.vector("model.norm.weight").unwrap();
+        // A tied model may still carry a stale copy of the head; the config decides.
+        let tied = config["tie_word_embeddings"] == Value::Bool(true);
+        let head = weights.linear("lm_head").filter(|_| !tied);
+        assert!(tied || head.is_some(), "an untied model without lm_head");
+        assert!(
+            weights.0.is_empty(),
+            "tensors nobody reads: {:?}",
+            weights.0.keys()
+        );
+
+        Ok(Self {
+            heads,
+            kv_heads: number("num_key_value_heads").unwrap_or(heads),
+            head_dim: head_dim(&config),
+            eps: config["rms_norm_eps"].as_f64().unwrap(),
+            rope,
+            embed,
+            kept: vec![vec![]; layers.len()],
+            layers,
+            norm,
+            head,
+        })
+    }
+
+    /// Replaces the inverse frequencies, and what multiplies cos and sin.
+    pub fn set_rope(&mut self, inv_freq: &[f32], multiplier: f64) {
+        assert_eq!(
+            inv_freq.len(),
+            self.head_dim / 2,
+            "one frequency per pair of channels"
+        );
+        self.rope = Rope {
+            inv_freq: inv_freq.to_vec(),
+            multiplier,
+        };
+    }
+
+    /// The inverse frequencies `[head_dim / 2]`, and what multiplies cos and sin.
+    pub fn rope(&self) -> (&[f32], f64) {
+        (&self.rope.inv_freq, self.rope.multiplier)
+    }
+
+    /// How many tokens were ever fed: the number of the next one.
+    pub fn len(&self) -> usize {
+        self.kept[0].len()
+    }
+
+    /// How many layers there are.
+    pub fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// One forward of all rows together: logits of each new token, `[row][token][vocab]`.
+    ///
+    /// # Panics
+    /// If a row does not see each of its own new tokens exactly once, or sees a token never fed.
+    pub fn forward(&mut self, rows: &[Row]) -> Vec<Vec<Vec<f64>>> {
+        let first = self.len();
+        // The hidden states of all new tokens, rows one after the other.
+        let ids = rows.iter().flat_map(|row| &row.tokens);
+        let mut x: Vec<Vec<f64>> = ids
+            .map(|&id| self.embed.row(id as usize).to_vec())
+            .collect();
+
+        for (layer, kept) in zip(&self.layers, &mut self.kept) {
+            // All rows store before any row attends: that is how they see each other's new tokens.
+            let normed: Vec<_> = x
+                .iter()
+                .map(|x| rms_norm(x, &layer.attention_norm, self.eps))
+                .collect();
+            for h in &normed {
+                let k = norm_heads(layer.k.apply(h), layer.k_norm.as_deref(), self.eps);
+                kept.push(Kv {
+                    k,
+                    v: layer.v.apply(h),
+                });
+            }
+
+            let mut n = 0;
+            for row in rows {
+                let keys = row
+                    .view
+                    .iter()
+                    .map(|seen| self.rope.rotate(&kept[seen.token].k, seen.position));
+                let keys: Vec<_> = keys.collect();
+                for _ in &row.tokens {
+                    let position = position_of(first + n, &row.view);
+                    let q =
+                        norm_heads(layer.q.apply(&normed[n]), layer.q_norm.as_deref(), self.eps);
+                    let q = self.rope.rotate(&q, position);
+                    let past: Vec<_> = zip(&row.view, &keys)
+                        .filter(|(seen, _)| seen.position <= position)
+                        .map(|(seen, k)| (k.as_slice(), kept[seen.token].v.as_slice()))
+                        .collect();
+                    let attended = attend(&q, &past, self.heads, self.kv_heads);
+                    add(&mut x[n], &layer.o.apply(&attended));
+                    n += 1;
+                }
+            }
+
+            for x in &mut x {
+                let h = rms_norm(x, &layer.mlp_norm, self.eps);
+                let gated: Vec<_> = zip(layer.gate.apply(&h), layer.up.apply(&h))
+                    .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                    .collect();
+                add(x, &layer.down.apply(&gated));
+            }
+        }
+
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        let mut logits = x
+            .iter()
+            .map(|x| head.apply(&rms_norm(x, &self.norm, self.eps)));
+        rows.iter()
+            .map(|row| logits.by_ref().take(row.tokens.len()).collect())
+            .collect()
+    }
+
+    /// The key of a token as it looks at a position, `[kv_heads, head_dim]`.
+    pub fn key(&self, layer: usize, token: usize, position: usize) -> Vec<f64> {
+        self.rope.rotate(&self.kept[layer][token].k, position)
+    }
+
+    /// The value of a token, `[kv_heads, head_dim]`.
+    pub fn value(&self, layer: usize, token: usize) -> &[f64] {
+        &self.kept[layer][token].v
+    }
+}
+
+/// `y = W x + b`, weights `[out, in]`; an embedding is the same thing read by rows.
+#[derive(Clone, Debug)]
+struct Linear {
+    weight: Vec<f64>,
+    cols: usize,
+    bias: Option<Vec<f64>>,
+}
+
+impl Linear {
+    fn row(&self, n: usize) -> &[f64] {
+        &self.weight[n * self.cols..(n + 1) * self.cols]
+    }
+
+    fn apply(&self, x: &[f64]) -> Vec<f64> {
+        assert_eq!(x.len(), self.cols, "a vector does not fit its matrix");
+        let mut y: Vec<_> = self
+            .weight
+            .chunks(self.cols)
+            .map(|row| dot(row, x))
+            .collect();
+        if let Some(bias) = &self.bias {
+            add(&mut y, bias);
+        }
+        y
+    }
+}
+
+/// Rotary embedding of the pairs `(i, i + head_dim / 2)`.
+#[derive(Clone, Debug)]
+struct Rope {
+    inv_freq: Vec<f32>, // rounded to f32 as transformers keeps them; angles are f64
+    multiplier: f64,    // of cos and sin, so a score gets its square
+}
+
+impl Rope {
+    fn rotate(&self, heads: &[f64], position: usize) -> Vec<f64> {
+        let half = self.inv_freq.len();
+        let mut out = heads.to_vec();
+        for head in out.chunks_mut(2 * half) {
+            for (i, &inv_freq) in self.inv_freq.iter().enumerate() {
+                let (sin, cos) = (position as f64 * f64::from(inv_freq)).sin_cos();
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = (a * cos - b * sin) * self.multiplier;
+                head[i + half] = (b * cos + a * sin) * self.multiplier;
+            }
+        }
+        out
+    }
+
+    fn from_config(config: &Value) -> Result<Self, String> {
+        // `rope_parameters` since transformers 5, `rope_scaling` (or null) before.
+        let rope = [&config["rope_parameters"], &config["rope_scaling"]];
+        let rope = rope
+            .into_iter()
+            .find(|value| value.is_object())
+            .unwrap_or(&Value::Null);
+        let number = |key: &str| rope[key].as_f64().or(config[key].as_f64());
+        let kind = rope["rope_type"]
+            .as_str()
+            .or(rope["type"].as_str())
+            .unwrap_or("default");
+        if number("partial_rotary_factor").is_some_and(|part| part < 1.0) {
+            return Err("partial rotary embedding".to_owned());
+        }
+
+        let dim = head_dim(config) as f64;
+        let theta = number("rope_theta").unwrap_or(10_000.0);
+        let plain = (0..head_dim(config) / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
+        let longest = number("max_position_embeddings").unwrap_or(2048.0);
+        let original = rope["original_max_position_embeddings"]
+            .as_f64()
+            .unwrap_or(longest);
+        let factor = rope["factor"].as_f64().unwrap_or(longest / original);
+        let or = |key: &str, default: f64| rope[key].as_f64().unwrap_or(default);
+
+        let mut multiplier = 1.0;
+        let inv_freq: Vec<f64> = match kind {
+            "default" => plain.collect(),
+            "llama3" => {
+                // Long waves are slowed down, short ones stay, in between a mixture.
+                let (low, high) = (or("low_freq_factor", 1.0), or("high_freq_factor", 4.0));
+                let slow = |inv: f64| {
+                    let turns = original * inv / (2.0 * PI);
+                    let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    inv * (keep + (1.0 - keep) / factor)
+                };
+                plain.map(slow).collect()
+            }
+            "yarn" => {
+                // The channel that makes `turns` full turns in the original context.
+                let channel =
+                    |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                let (mut low, mut high) = (
+                    channel(or("beta_fast", 32.0)),
+                    channel(or("beta_slow", 1.0)),
+                );
+                if rope["truncate"] != Value::Bool(false) {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
+                let width = if high > low { high - low } else { 0.001 };
+                let slow = |(i, inv): (usize, f64)| {
+                    let slowed = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                    inv * (1.0 - slowed + slowed / factor)
+                };
+                let scale = |m: f64| {
+                    if factor > 1.0 {
+                        0.1 * m * factor.ln() + 1.0
+                    } else {
+                        1.0
+                    }
+                };
+                let (m, all) = (or("mscale", 0.0), or("mscale_all_dim", 0.0));
+                let both = m != 0.0 && all != 0.0;
+                multiplier = or(
+                    "attention_factor",
+                    if both {
+                        scale(m) / scale(all)
+                    } else {
+                        scale(1.0)
+                    },
+                );
+                plain.enumerate().map(slow).collect()
+            }
+            other => return Err(format!("rope type {other}")),
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "transformers keeps them in f32"
+        )]
+        let inv_freq = inv_freq.into_iter().map(|inv| inv as f32).collect();
+        Ok(Self {
+            inv_freq,
+            multiplier,
+        })
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    zip(a, b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    zip(x, y).for_each(|(x, y)| *x += y);
+}
+
+/// Softmax attention of all heads of one query over (key, value) pairs.
+fn attend(q: &[f64], past: &[(&[f64], &[f64])], heads: usize, kv_heads: usize) -> Vec<f64> {
+    let d = q.len() / heads;
+    let mut out = vec![0.0; q.len()];
+    for (head, (q, out)) in zip(q.chunks(d), out.chunks_mut(d)).enumerate() {
+        let kv_head = head / (heads / kv_heads);
+        let here = kv_head * d..(kv_head + 1) * d;
+        let scores = past
+            .iter()
+            .map(|(k, _)| dot(q, &k[here.clone()]) / (d as f64).sqrt());
+        let scores: Vec<_> = scores.collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        for (score, (_, v)) in zip(scores, past) {
+            let weight = (score - max).exp() / sum;
+            zip(&mut *out, &v[here.clone()]).for_each(|(out, v)| *out += weight * v);
+        }
+    }
+    out
+}
+
+fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    let scale = (dot(x, x) / x.len() as f64 + eps).sqrt().recip();
+    zip(x, weight).map(|(x, w)| x * scale * w).collect()
+}
+
+/// Normalises every head by itself where the model has such a weight.
+fn norm_heads(heads: Vec<f64>, weight: Option<&[f64]>, eps: f64) -> Vec<f64> {
+    match weight {
+        Some(weight) => heads
+            .chunks(weight.len())
+            .flat_map(|head| rms_norm(head, weight, eps))
+            .collect(),
+        None => heads,
+    }
+}
+
+fn position_of(token: usize, view: &[Seen]) -> usize {
+    let mut own = view.iter().filter(|seen| seen.token == token);
+    let position = own.next().expect("a row sees its own new tokens").position;
+    assert!(own.next().is_none(), "token {token} twice in one view");
+    position
+}
+
+fn head_dim(config: &Value) -> usize {
+    let number = |key: &str| config[key].as_u64();
+    let dim = number("head_dim")
+        .unwrap_or_else(|| number("hidden_size").unwrap() / number("num_attention_heads").unwrap());
+    usize::try_from(dim).unwrap()
+}
+
+/// Refuses what the textbook does not teach: a silent guess would be worse than no opinion.
+fn supported(config: &Value) -> Result<(), String> {
+    let model_type = config["model_type"].as_str().unwrap_or("none");
+    if !["qwen2", "qwen3", "llama"].contains(&model_type) {
+        return Err(format!("model type {model_type}"));
+    }
+    if !config["quantization_config"].is_null() {
+        return Err("quantised weights".to_owned());
+    }
+    if config["use_sliding_window"] == Value::Bool(true) {
+        return Err("sliding window".to_owned());
+    }
+    match config["hidden_act"].as_str() {
+        None | Some("silu") => Ok(()),
+        Some(other) => Err(format!("activation {other}")),
+    }
+}
+
+struct Weights(HashMap<String, (Vec<usize>, Vec<f64>)>);
+
+impl Weights {
+    fn vector(&mut self, name: &str) -> Option<Vec<f64>> {
+        self.0.remove(name).map(|(_, data)| data)
+    }
+
+    fn linear(&mut self, name: &str) -> Option<Linear> {
+        let (shape, weight) = self.0.remove(&format!("{name}.weight"))?;
+        let bias = self.vector(&format!("{name}.bias"));
+        Some(Linear {
+            weight,
+            cols: shape[1],
+            bias,
+        })
+    }
+}
+
+fn read_weights(dir: &Path) -> Weights {
+    let mut weights = HashMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
+            let bytes = fs::read(path).unwrap();
+            for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().iter() {
+                weights.insert(name.to_owned(), (tensor.shape().to_vec(), to_f64(&tensor)));
+            }
+        }
+    }
+    Weights(weights)
+}
+
+fn to_f64(tensor: &TensorView<'_>) -> Vec<f64> {
+    let two = || tensor.data().chunks(2).map(|b| [b[0], b[1]]);
+    match tensor.dtype() {
+        Dtype::F32 => {
+            let four = tensor.data().chunks(4).map(|b| [b[0], b[1], b[2], b[3]]);
+            four.map(|b| f32::from_le_bytes(b).into()).collect()
+        }
+        Dtype::F16 => two().map(|b| half::f16::from_le_bytes(b).into()).collect(),
+        Dtype::BF16 => two().map(|b| half::bf16::from_le_bytes(b).into()).collect(),
+        other => panic!("weights in {other:?}"),
+    }
+}

@@ -1,0 +1,265 @@
+//! Tiny random models as directories of files, so that a property is tested through the real loader.
+//!
+//! Scaled so that logits have a standard deviation of about 1, and attention is neither uniform nor
+//! a choice of one token. The same shape and seed give the same files, tensor by tensor.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use half::{bf16, f16};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+
+/// The shape of a dense model. `..TinyModel::default()` for all that a test does not care about.
+#[derive(Clone, Debug)]
+pub struct TinyModel {
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Apart from `hidden / heads`.
+    pub head_dim: usize,
+    pub ff: usize,
+    pub layers: usize,
+    pub vocab: usize,
+    /// Per-head norms of q and k: makes it a Qwen3.
+    pub qk_norm: bool,
+    /// Biases of q, k and v: makes it a Qwen2, unless there are norms as well.
+    pub bias: bool,
+    pub tied: bool,
+    /// `F32`, `F16` or `BF16`.
+    pub dtype: Dtype,
+    pub rope: TinyRope,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TinyRope {
+    Default,
+    Llama3 { factor: f64, original: usize },
+    Yarn { factor: f64, original: usize },
+}
+
+impl Default for TinyModel {
+    fn default() -> Self {
+        Self {
+            hidden: 48,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            ff: 80,
+            layers: 2,
+            vocab: 96,
+            qk_norm: false,
+            bias: false,
+            tied: false,
+            dtype: Dtype::F32,
+            rope: TinyRope::Default,
+        }
+    }
+}
+
+impl TinyModel {
+    /// Writes `config.json` and `model.safetensors` into `dir`; the seed is the name of the case.
+    pub fn write(&self, dir: &Path, seed: &str) {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("config.json"), self.config().to_string()).unwrap();
+        let tensors = self.tensors(seed);
+        let views = tensors.iter().map(|(name, (shape, bytes))| {
+            (
+                name,
+                TensorView::new(self.dtype, shape.clone(), bytes).unwrap(),
+            )
+        });
+        safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    }
+
+    fn config(&self) -> Value {
+        let (model_type, architecture) = match self {
+            Self { qk_norm: true, .. } => ("qwen3", "Qwen3ForCausalLM"),
+            Self { bias: true, .. } => ("qwen2", "Qwen2ForCausalLM"),
+            _ => ("llama", "LlamaForCausalLM"),
+        };
+        let rope_scaling = match self.rope {
+            TinyRope::Default => Value::Null,
+            TinyRope::Llama3 { factor, original } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": original,
+            }),
+            TinyRope::Yarn { factor, original } => json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+            }),
+        };
+        let torch_dtype = match self.dtype {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::BF16 => "bfloat16",
+            other => panic!("no tiny model in {other:?}"),
+        };
+        json!({
+            "architectures": [architecture],
+            "model_type": model_type,
+            "hidden_size": self.hidden,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ff,
+            "num_hidden_layers": self.layers,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.bias,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10_000.0,
+            "rope_scaling": rope_scaling,
+            "max_position_embeddings": self.max_position(),
+            "use_sliding_window": false,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "torch_dtype": torch_dtype,
+        })
+    }
+
+    /// Some loaders take `max / original` for the factor, so that the two must agree.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive number of tokens"
+    )]
+    fn max_position(&self) -> usize {
+        match self.rope {
+            TinyRope::Default => 4096,
+            TinyRope::Llama3 { factor, original } | TinyRope::Yarn { factor, original } => {
+                (factor * original as f64) as usize
+            }
+        }
+    }
+
+    fn tensors(&self, seed: &str) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+        let Self {
+            hidden,
+            head_dim,
+            ff,
+            vocab,
+            ..
+        } = *self;
+        let (q, kv) = (self.heads * head_dim, self.kv_heads * head_dim);
+        let mut tensors = BTreeMap::new();
+        // Normal numbers around `mean`. Every tensor has its own stream: adding one changes no other.
+        let mut put = |name: String, shape: &[usize], mean: f64, std: f64| {
+            let mut random = Random::new(&format!("{seed}/{name}"));
+            let n = shape.iter().product::<usize>();
+            let data = (0..n)
+                .flat_map(|_| self.to_bytes(mean + std * random.normal()))
+                .collect();
+            tensors.insert(name, (shape.to_vec(), data));
+        };
+        // A matrix that keeps the size of its input.
+        let keep = |fan_in: usize| (fan_in as f64).sqrt().recip();
+
+        let embed_std = if self.tied { keep(hidden) } else { 1.0 };
+        put(
+            "model.embed_tokens.weight".to_owned(),
+            &[vocab, hidden],
+            0.0,
+            embed_std,
+        );
+        put("model.norm.weight".to_owned(), &[hidden], 1.0, 0.2);
+        if !self.tied {
+            put(
+                "lm_head.weight".to_owned(),
+                &[vocab, hidden],
+                0.0,
+                keep(hidden),
+            );
+        }
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            put(name("input_layernorm.weight"), &[hidden], 1.0, 0.2);
+            put(name("post_attention_layernorm.weight"), &[hidden], 1.0, 0.2);
+            put(
+                name("self_attn.q_proj.weight"),
+                &[q, hidden],
+                0.0,
+                keep(hidden),
+            );
+            put(
+                name("self_attn.k_proj.weight"),
+                &[kv, hidden],
+                0.0,
+                keep(hidden),
+            );
+            put(
+                name("self_attn.v_proj.weight"),
+                &[kv, hidden],
+                0.0,
+                keep(hidden),
+            );
+            put(name("self_attn.o_proj.weight"), &[hidden, q], 0.0, keep(q));
+            if self.bias {
+                put(name("self_attn.q_proj.bias"), &[q], 0.0, 0.5);
+                put(name("self_attn.k_proj.bias"), &[kv], 0.0, 0.5);
+                put(name("self_attn.v_proj.bias"), &[kv], 0.0, 0.5);
+            }
+            if self.qk_norm {
+                put(name("self_attn.q_norm.weight"), &[head_dim], 1.0, 0.3);
+                put(name("self_attn.k_norm.weight"), &[head_dim], 1.0, 0.3);
+            }
+            put(
+                name("mlp.gate_proj.weight"),
+                &[ff, hidden],
+                0.0,
+                keep(hidden),
+            );
+            put(name("mlp.up_proj.weight"), &[ff, hidden], 0.0, keep(hidden));
+            put(name("mlp.down_proj.weight"), &[hidden, ff], 0.0, keep(ff));
+        }
+        tensors
+    }
+
+    fn to_bytes(&self, x: f64) -> Vec<u8> {
+        #[expect(clippy::cast_possible_truncation, reason = "rounding is the point")]
+        match self.dtype {
+            Dtype::F32 => (x as f32).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
+            Dtype::BF16 => bf16::from_f64(x).to_le_bytes().to_vec(),
+            other => panic!("no tiny model in {other:?}"),
+        }
+    }
+}
+
+/// `SplitMix64`, seeded by a name.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(name: &str) -> Self {
+        // FNV-1a.
+        let hash = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, hash))
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// An integer in `0..n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.bits() % n as u64).unwrap()
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Mean 0, standard deviation 1: a sum of twelve uniform numbers, which needs no logarithm.
+    pub fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
+    }
+}

@@ -1,6 +1,7 @@
 //! A portable engine for Hogwild! Inference.
 
 pub mod error;
+pub mod model;
 
 pub use error::{Error, Result};
 

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod device;
 pub mod error;
+pub mod model;
 pub mod ops;
 
 pub use error::{Error, Result};

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::layout::View;
 use super::pages::{BlockId, PAGE, Pages};
-use crate::{Result, TokenId};
+use crate::TokenId;
 
 /// Keys of a split.
 pub const SPLIT: usize = 256;
@@ -105,12 +105,9 @@ struct Split {
 ///
 /// `rows_per_work` is the most rows that one work item serves.
 ///
-/// # Errors
-/// Never at present; the pass would otherwise be refused before anything is written.
-///
 /// # Panics
 /// If two turns write the same block, or a turn has no token or no block.
-pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Result<Plan> {
+pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
     let mut out = Plan::default();
     let n_rows = batch.n_rows();
     let mut blocks: HashMap<BlockId, u32> = HashMap::new();
@@ -203,7 +200,7 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Result<Plan> 
             out.work.extend(item.map(u32_of));
         }
     }
-    Ok(out)
+    out
 }
 
 /// Cuts a run of blocks into splits of [`SPLIT`] keys, each a list of tiles within pages.
@@ -251,7 +248,11 @@ mod tests {
     use super::*;
 
     fn turn(view: &[BlockId], n: usize) -> Turn {
-        Turn { view: View(view.to_vec()), tokens: vec![7; n], logits: Logits::Last }
+        Turn {
+            view: View(view.to_vec()),
+            tokens: vec![7; n],
+            logits: Logits::Last,
+        }
     }
 
     #[test]
@@ -265,8 +266,7 @@ mod tests {
                 turns: vec![turn(&[block], 2)],
             },
             16,
-        )
-        .expect("a plan");
+        );
         assert_eq!(plan.positions, [598, 599], "the last two positions");
         assert_eq!(
             plan.locations,
@@ -294,8 +294,7 @@ mod tests {
                 turns: vec![turn(&[block], 300)],
             },
             16,
-        )
-        .expect("a plan");
+        );
         assert_eq!(plan.ranges[256], 256, "the first 256 rows see one split");
         assert_eq!(plan.ranges[300], 256 + 44 * 2, "the others two");
     }
@@ -314,7 +313,7 @@ mod tests {
             turn(&[prompt, step, b, a], 1),
             turn(&[prompt, step, a, b], 1),
         ];
-        let plan = plan(&pages, &Batch { turns }, 16).expect("a plan");
+        let plan = plan(&pages, &Batch { turns }, 16);
         // One split of history, one of a, one of b; each is seen by both rows.
         assert_eq!(plan.n_work(), 3, "{:?}", plan.work);
         assert_eq!(plan.most_pairs, 2, "both rows are served together");

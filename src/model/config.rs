@@ -1,0 +1,812 @@
+//! What a model says about itself: `config.json` and `generation_config.json`.
+//!
+//! Both spellings of Hugging Face transformers are read, that of version 4 (`rope_theta`,
+//! `rope_scaling`) and that of version 5 (`rope_parameters`, `layer_types`). Every number is checked
+//! against its own bounds and against the others here, once; later code computes with them freely.
+//! What would change the computation and is not computed by this version is refused by name.
+
+use std::f64::consts::PI;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::families::{self, Family, Window};
+use super::json::{self, shown, shown_value};
+use crate::{Error, Result, TokenId};
+
+/// Bytes that either config may have.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Layers that a model may have.
+const MAX_LAYERS: usize = 1024;
+
+/// Bound of every width: far above any model, and small enough that no product of two overflows.
+const MAX_WIDTH: usize = 1 << 24;
+
+/// Positions that a model may promise; 10 million is the largest number in use.
+const MAX_POSITIONS: usize = 1 << 28;
+
+/// Bound of counts that only limit something, such as a window, in tokens.
+const MAX_COUNT: usize = u32::MAX as usize;
+
+/// The numbers that describe a dense decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What the family adds.
+    pub family: &'static Family,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub n_kv_heads: usize,
+    /// Width of one head: 8 to 256, divisible by 8.
+    pub head_dim: usize,
+    /// Rows of the embedding; at least the number of tokens.
+    pub vocab_size: usize,
+    /// Added to the mean square before its root.
+    pub rms_norm_eps: f32,
+    /// Whether the head is the embedding; `None`: the config does not say, the tensors do.
+    pub tie_word_embeddings: Option<bool>,
+    /// Positions that the model was made for, in tokens.
+    pub max_positions: usize,
+    /// Rotary positions.
+    pub rope: Rope,
+    /// The id that begins a text, if the model has one.
+    pub bos: Option<TokenId>,
+    /// The ids that end a text.
+    pub eos: Vec<TokenId>,
+    digest: [u8; 32],
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How they are stretched for long texts.
+    pub kind: RopeKind,
+}
+
+/// How rotary frequencies are stretched for texts longer than those first trained on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeKind {
+    /// Not at all.
+    Default,
+    /// By wavelength, with a linear ramp between two of them (Llama 3.1 and later).
+    Llama3 {
+        /// Divides the frequencies of long waves.
+        factor: f64,
+        /// Waves longer than `original / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Waves shorter than `original / high_freq_factor` stay.
+        high_freq_factor: f64,
+        /// Positions of the first training, in tokens.
+        original: usize,
+    },
+    /// By index, with a ramp between two numbers of turns (`YaRN`).
+    Yarn {
+        /// Divides the frequencies of slow turns.
+        factor: f64,
+        /// Frequencies with more turns than this over the first training stay.
+        beta_fast: f64,
+        /// Frequencies with fewer turns than this are divided.
+        beta_slow: f64,
+        /// Whether the ends of the ramp are rounded to whole indices.
+        truncate: bool,
+        /// Multiplies cosines and sines.
+        attention_factor: f64,
+        /// Positions of the first training, in tokens.
+        original: usize,
+    },
+}
+
+impl Config {
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// If there is none, or as [`Config::from_json`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        match json::read_small(dir, "config.json", MAX_BYTES)? {
+            Some((path, bytes)) => Self::from_json(&path, &bytes),
+            None => Err(Error::bad(
+                dir.join("config.json"),
+                "file",
+                "is not there; a model is a folder in Hugging Face layout",
+            )),
+        }
+    }
+
+    /// Reads the text of a `config.json`; `path` is only for messages.
+    ///
+    /// # Errors
+    /// If a number is missing, out of bounds or contradicts another one ([`Error::BadFile`]), or if
+    /// the model needs something that is not computed by this version ([`Error::Unsupported`]).
+    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let map = json::object(path, bytes)?;
+        let keys = Keys::new(path, &map);
+        let family = read_family(&keys)?;
+        refuse_quantised(&keys)?;
+        refuse_activation(&keys)?;
+
+        let hidden_size = keys.need_count("hidden_size", MAX_WIDTH)?;
+        let intermediate_size = keys.need_count("intermediate_size", MAX_WIDTH)?;
+        let n_layers = keys.need_count("num_hidden_layers", MAX_LAYERS)?;
+        let n_heads = keys.need_count("num_attention_heads", MAX_WIDTH)?;
+        let n_kv_heads = keys
+            .count("num_key_value_heads", MAX_WIDTH)?
+            .unwrap_or(n_heads);
+        if !n_heads.is_multiple_of(n_kv_heads) {
+            let problem = format!("{n_kv_heads} does not divide the {n_heads} attention heads");
+            return Err(keys.bad("num_key_value_heads", problem));
+        }
+        let head_dim = read_head_dim(&keys, family, hidden_size, n_heads)?;
+        let vocab_size = keys.need_count("vocab_size", MAX_WIDTH)?;
+        let eps = keys.need_number("rms_norm_eps")?;
+        if !(eps > 0.0 && eps <= 1.0 && to_f32(eps) > 0.0) {
+            let problem = format!("expected a small number above 0, found {eps}");
+            return Err(keys.bad("rms_norm_eps", problem));
+        }
+        let max_positions = keys.need_count("max_position_embeddings", MAX_POSITIONS)?;
+        refuse_window(&keys, family, n_layers)?;
+
+        let config = Self {
+            family,
+            hidden_size,
+            intermediate_size,
+            n_layers,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            vocab_size,
+            rms_norm_eps: to_f32(eps),
+            tie_word_embeddings: keys.flag("tie_word_embeddings")?,
+            max_positions,
+            rope: read_rope(&keys, max_positions)?,
+            bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
+            eos: keys.ids("eos_token_id", vocab_size)?,
+            digest: Sha256::digest(bytes).into(),
+        };
+        // One look at the result stands for bounds on every parameter of every kind.
+        let (inv_freq, multiplier) = config.inv_freq();
+        if !(multiplier > 0.0 && multiplier.is_finite())
+            || inv_freq.iter().any(|f| !(*f > 0.0 && f.is_finite()))
+        {
+            return Err(keys.bad(
+                "rope_theta",
+                "with the other rope parameters gives frequencies that are not finite and positive",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Width of all query heads together.
+    pub fn q_size(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Width of all key heads, or of all value heads, together.
+    pub fn kv_size(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Radians per position of each of the `head_dim / 2` pairs of a head, and what cosines and
+    /// sines are multiplied with.
+    ///
+    /// Pair `i` is the channels `i` and `i + head_dim / 2`. The arithmetic is that of transformers,
+    /// in f32 and in its order, so that positions far out agree with it.
+    ///
+    /// Source: `modeling_rope_utils.py` of transformers 5. Version 4 differs where a `YaRN` config
+    /// has both `factor` and a context length other than `factor` times the original one.
+    pub fn inv_freq(&self) -> (Vec<f32>, f32) {
+        let base: Vec<f32> = (0..self.head_dim / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / self.head_dim as f32;
+                // `powf` in f64, rounded once, is within one unit of any f32 library's.
+                to_f32(f64::from(to_f32(self.rope.theta)).powf(f64::from(exponent)))
+            })
+            .collect();
+        match self.rope.kind {
+            RopeKind::Default => (base.iter().map(|p| p.recip()).collect(), 1.0),
+            RopeKind::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original,
+            } => {
+                let (low, high) = (low_freq_factor, high_freq_factor);
+                let original = original as f64;
+                let (long, short) = (to_f32(original / low), to_f32(original / high));
+                let bend = |inv: f32| {
+                    let wavelength = inv.recip() * to_f32(2.0 * PI);
+                    if wavelength > long {
+                        return inv / to_f32(factor);
+                    }
+                    if wavelength < short {
+                        return inv;
+                    }
+                    let turns = wavelength.recip() * to_f32(original);
+                    let smooth = (turns - to_f32(low)) / to_f32(high - low);
+                    (1.0 - smooth) * inv / to_f32(factor) + smooth * inv
+                };
+                (base.iter().map(|p| bend(p.recip())).collect(), 1.0)
+            }
+            RopeKind::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                truncate,
+                attention_factor,
+                original,
+            } => {
+                let dim = self.head_dim as f64;
+                // The index at which a frequency makes this many turns over the first training.
+                let index = |turns: f64| {
+                    dim * (original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.rope.theta.ln())
+                };
+                let (mut low, mut high) = (index(beta_fast), index(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
+                if (high - low).abs() < f64::EPSILON {
+                    high += 0.001;
+                }
+                let bend = |(i, &power): (usize, &f32)| {
+                    let ramp = (i as f32 - to_f32(low)) / to_f32(high - low);
+                    let keep = 1.0 - ramp.clamp(0.0, 1.0);
+                    let divided = (to_f32(factor) * power).recip();
+                    divided * (1.0 - keep) + power.recip() * keep
+                };
+                let inv_freq = base.iter().enumerate().map(bend).collect();
+                (inv_freq, to_f32(attention_factor))
+            }
+        }
+    }
+
+    /// SHA-256 of the file's bytes.
+    pub(super) fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+}
+
+/// How a model wants its tokens to be drawn, from `generation_config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationConfig {
+    /// Whether tokens are drawn at random; if not, the likeliest is taken and the rest is unused.
+    pub do_sample: bool,
+    /// Divides the logits; above 0, or 0 for the likeliest token.
+    pub temperature: f32,
+    /// Number of likeliest tokens that are kept; 0 keeps all.
+    pub top_k: usize,
+    /// Share of the probability that the kept tokens reach together, above 0 and up to 1.
+    pub top_p: f32,
+    /// Least probability of a kept token, as a share of the likeliest one's; 0 to 1.
+    pub min_p: f32,
+    /// The ids that end a text.
+    pub eos: Vec<TokenId>,
+}
+
+impl Default for GenerationConfig {
+    /// What Hugging Face transformers does without a file.
+    fn default() -> Self {
+        Self {
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 1.0,
+            min_p: 0.0,
+            eos: Vec::new(),
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// Reads `generation_config.json` of a model folder; without one, the defaults.
+    ///
+    /// # Errors
+    /// If the file is damaged, or a value in it is out of its bounds.
+    pub fn open(dir: &Path, config: &Config) -> Result<Self> {
+        match json::read_small(dir, "generation_config.json", MAX_BYTES)? {
+            Some((path, bytes)) => Self::from_json(&path, &bytes, config),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Reads the text of a `generation_config.json`; `path` is only for messages.
+    ///
+    /// # Errors
+    /// If a value is out of its bounds.
+    pub fn from_json(path: &Path, bytes: &[u8], config: &Config) -> Result<Self> {
+        let map = json::object(path, bytes)?;
+        let keys = Keys::new(path, &map);
+        let default = Self::default();
+        let temperature = keys.share("temperature", f64::from(f32::MAX))?;
+        let top_p = keys.share("top_p", 1.0)?;
+        if top_p == Some(0.0) {
+            return Err(keys.bad("top_p", "expected a number above 0 and up to 1, found 0"));
+        }
+        let top_k = match keys.get("top_k") {
+            Some(Value::Number(n)) if n.as_u64() == Some(0) => Some(0),
+            // More than the vocabulary keeps everything, as 0 does.
+            _ => keys.count("top_k", MAX_COUNT)?,
+        };
+        if let Some(penalty) = keys.number("repetition_penalty")?
+            && (penalty - 1.0).abs() > f64::EPSILON
+        {
+            log::warn!(
+                "{}: repetition_penalty: {penalty} is not applied by this version",
+                path.display()
+            );
+        }
+        Ok(Self {
+            do_sample: keys.flag("do_sample")?.unwrap_or(default.do_sample),
+            temperature: temperature.map_or(default.temperature, to_f32),
+            top_k: top_k.unwrap_or(default.top_k),
+            top_p: top_p.map_or(default.top_p, to_f32),
+            min_p: keys.share("min_p", 1.0)?.map_or(default.min_p, to_f32),
+            eos: keys.ids("eos_token_id", config.vocab_size)?,
+        })
+    }
+
+    /// Whether the likeliest token is taken, always.
+    pub fn is_greedy(&self) -> bool {
+        !self.do_sample || self.temperature == 0.0
+    }
+}
+
+/// The keys of one object of a file, and how to name them in a message.
+struct Keys<'a> {
+    path: &'a Path,
+    prefix: &'static str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self {
+            path,
+            prefix: "",
+            map,
+        }
+    }
+
+    /// An [`Error::BadFile`] at a key.
+    fn bad(&self, key: &str, problem: impl Into<String>) -> Error {
+        Error::bad(self.path, format!("{}{key}", self.prefix), problem)
+    }
+
+    fn expected(&self, key: &str, what: &str, found: &Value) -> Error {
+        self.bad(
+            key,
+            format!("expected {what}, found {}", shown_value(found)),
+        )
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        self.bad(key, "is missing; the model needs it")
+    }
+
+    /// The value of a key; one that is null counts as absent, as it does in transformers.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// A whole number from 1 to `max`.
+    fn count(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        match count {
+            Some(n) if (1..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(self.expected(key, &format!("a whole number from 1 to {max}"), value)),
+        }
+    }
+
+    fn need_count(&self, key: &str, max: usize) -> Result<usize> {
+        self.count(key, max)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A finite number.
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(x) if x.is_finite() => Ok(Some(x)),
+            _ => Err(self.expected(key, "a number", value)),
+        }
+    }
+
+    fn need_number(&self, key: &str) -> Result<f64> {
+        self.number(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A finite number above 0, in f64 and in f32.
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(x) if !(to_f32(x) > 0.0 && to_f32(x).is_finite()) => {
+                Err(self.bad(key, format!("expected a number above 0, found {x}")))
+            }
+            x => Ok(x),
+        }
+    }
+
+    /// A number of at least 1, by which frequencies are divided.
+    fn factor(&self, key: &str) -> Result<Option<f64>> {
+        match self.positive(key)? {
+            Some(x) if x < 1.0 => {
+                Err(self.bad(key, format!("expected a number of at least 1, found {x}")))
+            }
+            x => Ok(x),
+        }
+    }
+
+    /// A number from 0 to `max`.
+    fn share(&self, key: &str, max: f64) -> Result<Option<f64>> {
+        match self.number(key)? {
+            Some(x) if !(0.0..=max).contains(&x) => {
+                Err(self.bad(key, format!("expected a number from 0 to {max}, found {x}")))
+            }
+            x => Ok(x),
+        }
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.expected(key, "true or false", other)),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.expected(key, "a text", other)),
+        }
+    }
+
+    /// A token id or a list of them, each below `vocab_size`.
+    fn ids(&self, key: &str, vocab_size: usize) -> Result<Vec<TokenId>> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let list = match value {
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        let mut ids = Vec::new();
+        for id in list {
+            match id.as_u64().and_then(|n| TokenId::try_from(n).ok()) {
+                Some(n) if (n as usize) < vocab_size => {
+                    if !ids.contains(&n) {
+                        ids.push(n);
+                    }
+                }
+                _ => {
+                    let what = format!("token ids below the vocabulary's {vocab_size}");
+                    return Err(self.expected(key, &what, id));
+                }
+            }
+            if ids.len() > MAX_IDS {
+                return Err(self.bad(key, format!("lists more than {MAX_IDS} ids")));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The object under a key. An empty one says as much as none.
+    fn object(&self, key: &'static str, prefix: &'static str) -> Result<Option<Self>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) if map.is_empty() => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Self {
+                path: self.path,
+                prefix,
+                map,
+            })),
+            Some(other) => Err(self.expected(key, "an object", other)),
+        }
+    }
+
+    /// An [`Error::Unsupported`] at a key.
+    fn unsupported(&self, key: &str, found: &str, advice: &str) -> Error {
+        let path = PathBuf::from(self.path);
+        Error::unsupported(path, format!("{}{key} {found}", self.prefix), advice)
+    }
+}
+
+/// Ids that a list may name.
+const MAX_IDS: usize = 1024;
+
+fn read_family(keys: &Keys<'_>) -> Result<&'static Family> {
+    let Some(model_type) = keys.text("model_type")? else {
+        return Err(keys.missing("model_type"));
+    };
+    let Some(family) = families::family(model_type) else {
+        let found = format!("'{}'", shown(model_type));
+        let advice = format!("this version computes {}", families::names());
+        return Err(keys.unsupported("model_type", &found, &advice));
+    };
+    match keys.get("architectures") {
+        None => {}
+        Some(Value::Array(list)) => {
+            let ours = |v: &Value| v.as_str() == Some(family.architecture);
+            if !list.is_empty() && !list.iter().any(ours) {
+                let found = shown_value(&Value::from(list.as_slice()));
+                let advice = format!("of this model type only {} is", family.architecture);
+                return Err(keys.unsupported("architectures", &found, &advice));
+            }
+        }
+        Some(other) => return Err(keys.expected("architectures", "a list", other)),
+    }
+    Ok(family)
+}
+
+fn refuse_quantised(keys: &Keys<'_>) -> Result<()> {
+    for key in ["quantization_config", "compression_config"] {
+        if let Some(value) = keys.get(key) {
+            let method = value.get("quant_method").and_then(Value::as_str);
+            let found = format!("('{}')", shown(method.unwrap_or("no quant_method")));
+            let advice = "quantised weights are not supported yet, use the float checkpoint";
+            return Err(keys.unsupported(key, &found, advice));
+        }
+    }
+    Ok(())
+}
+
+fn refuse_activation(keys: &Keys<'_>) -> Result<()> {
+    match keys.text("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(other) => {
+            let found = format!("'{}'", shown(other));
+            Err(keys.unsupported("hidden_act", &found, "this version computes silu"))
+        }
+    }
+}
+
+fn read_head_dim(
+    keys: &Keys<'_>,
+    family: &Family,
+    hidden_size: usize,
+    n_heads: usize,
+) -> Result<usize> {
+    let head_dim = match keys.count("head_dim", MAX_WIDTH)?.or(family.head_dim) {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
+        None => {
+            let problem = format!("{n_heads} does not divide hidden_size {hidden_size}");
+            return Err(keys.bad("num_attention_heads", problem));
+        }
+    };
+    if !(8..=256).contains(&head_dim) || !head_dim.is_multiple_of(8) {
+        let advice = "this version computes heads of 8 to 256 channels, in steps of 8";
+        return Err(keys.unsupported("head_dim", &head_dim.to_string(), advice));
+    }
+    if n_heads.checked_mul(head_dim).is_none_or(|n| n > MAX_WIDTH) {
+        let problem = format!("{n_heads} heads of {head_dim} channels are too many");
+        return Err(keys.bad("num_attention_heads", problem));
+    }
+    Ok(head_dim)
+}
+
+fn refuse_window(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<()> {
+    let advice = "this version computes full attention only";
+    if let Some(value) = keys.get("layer_types") {
+        let Value::Array(types) = value else {
+            return Err(keys.expected("layer_types", "a list", value));
+        };
+        if let Some(other) = types.iter().find(|t| t.as_str() != Some("full_attention")) {
+            return Err(keys.unsupported("layer_types", &shown_value(other), advice));
+        }
+        if types.len() != n_layers {
+            let problem = format!("lists {} layers of {n_layers}", types.len());
+            return Err(keys.bad("layer_types", problem));
+        }
+    }
+    match family.window {
+        Window::Ignored => Ok(()),
+        Window::Switched => {
+            let used = keys.flag("use_sliding_window")?.unwrap_or(false);
+            let window = keys.count("sliding_window", MAX_COUNT)?;
+            let first = match keys.get("max_window_layers") {
+                Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
+                _ => keys
+                    .count("max_window_layers", MAX_COUNT)?
+                    .unwrap_or(family.max_window_layers),
+            };
+            match window {
+                Some(window) if used && first < n_layers => {
+                    let found = format!("{window} (from layer {first} on)");
+                    Err(keys.unsupported("sliding_window", &found, advice))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+fn read_rope(keys: &Keys<'_>, max_positions: usize) -> Result<Rope> {
+    let old = keys.object("rope_scaling", "rope_scaling.")?;
+    let new = keys.object("rope_parameters", "rope_parameters.")?;
+    let outer_theta = keys.positive("rope_theta")?;
+    refuse_partial(keys)?;
+
+    let read = |inner: Keys<'_>| -> Result<Rope> {
+        refuse_partial(&inner)?;
+        let inner_theta = inner.positive("rope_theta")?;
+        if let (Some(inner_theta), Some(outer_theta)) = (inner_theta, outer_theta)
+            && inner_theta.to_bits() != outer_theta.to_bits()
+        {
+            let problem = format!("{inner_theta} contradicts rope_theta {outer_theta}");
+            return Err(inner.bad("rope_theta", problem));
+        }
+        // 10000 is the default of every family here.
+        let theta = inner_theta.or(outer_theta).unwrap_or(10_000.0);
+        let kind = read_rope_kind(&inner, keys, theta, max_positions)?;
+        Ok(Rope { theta, kind })
+    };
+    match (old.map(read).transpose()?, new.map(read).transpose()?) {
+        (Some(old), Some(new)) if old != new => {
+            Err(keys.bad("rope_scaling", "contradicts rope_parameters"))
+        }
+        (Some(rope), _) | (None, Some(rope)) => Ok(rope),
+        (None, None) => Ok(Rope {
+            theta: outer_theta.unwrap_or(10_000.0),
+            kind: RopeKind::Default,
+        }),
+    }
+}
+
+fn refuse_partial(keys: &Keys<'_>) -> Result<()> {
+    match keys.number("partial_rotary_factor")? {
+        Some(x) if (x - 1.0).abs() > f64::EPSILON => {
+            let advice = "this version rotates whole heads";
+            Err(keys.unsupported("partial_rotary_factor", &x.to_string(), advice))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the object under `rope_scaling` or `rope_parameters`; `outer` is the whole config.
+fn read_rope_kind(
+    keys: &Keys<'_>,
+    outer: &Keys<'_>,
+    theta: f64,
+    max_positions: usize,
+) -> Result<RopeKind> {
+    let (rope_type, legacy) = (keys.text("rope_type")?, keys.text("type")?);
+    if let (Some(a), Some(b)) = (rope_type, legacy)
+        && a != b
+    {
+        let problem = format!("'{}' contradicts type '{}'", shown(a), shown(b));
+        return Err(keys.bad("rope_type", problem));
+    }
+    let original = match keys.count("original_max_position_embeddings", MAX_POSITIONS)? {
+        None => outer.count("original_max_position_embeddings", MAX_POSITIONS)?,
+        some => some,
+    };
+    match rope_type.or(legacy) {
+        Some("default") => Ok(RopeKind::Default),
+        // Version 5 leaves the type out where it is the default one; version 4 never does.
+        None if keys.prefix == "rope_parameters." => {
+            if let Some(key) = keys.map.keys().find(|k| keys.map[*k].is_object()) {
+                let found = format!("per kind of layer ('{}')", shown(key));
+                let advice = "this version rotates all layers alike";
+                return Err(outer.unsupported("rope_parameters", &found, advice));
+            }
+            if keys.get("factor").is_some() {
+                return Err(keys.missing("rope_type"));
+            }
+            Ok(RopeKind::Default)
+        }
+        None => Err(keys.missing("rope_type")),
+        Some("llama3") => read_llama3(keys, original),
+        Some("yarn") => read_yarn(
+            keys,
+            theta,
+            original.unwrap_or(max_positions),
+            max_positions,
+        ),
+        Some(other) => {
+            let advice = match other {
+                "dynamic" => {
+                    "its frequencies change as the text grows, which would spoil keys already in \
+                     the cache; a config without rope scaling works within the trained length"
+                }
+                "longrope" | "su" => {
+                    "its frequencies switch at a text length, which would spoil keys already in \
+                     the cache"
+                }
+                "linear" => "this version computes default, llama3 and yarn",
+                _ => "it is not known; this version computes default, llama3 and yarn",
+            };
+            Err(keys.unsupported("rope_type", &format!("'{}'", shown(other)), advice))
+        }
+    }
+}
+
+fn read_llama3(keys: &Keys<'_>, original: Option<usize>) -> Result<RopeKind> {
+    let need = |value: Option<f64>, key| value.ok_or_else(|| keys.missing(key));
+    let factor = need(keys.factor("factor")?, "factor")?;
+    let low_freq_factor = need(keys.positive("low_freq_factor")?, "low_freq_factor")?;
+    let high_freq_factor = need(keys.positive("high_freq_factor")?, "high_freq_factor")?;
+    if to_f32(low_freq_factor) >= to_f32(high_freq_factor) {
+        let problem = format!("{high_freq_factor} is not above low_freq_factor {low_freq_factor}");
+        return Err(keys.bad("high_freq_factor", problem));
+    }
+    Ok(RopeKind::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original: original.ok_or_else(|| keys.missing("original_max_position_embeddings"))?,
+    })
+}
+
+fn read_yarn(
+    keys: &Keys<'_>,
+    theta: f64,
+    original: usize,
+    max_positions: usize,
+) -> Result<RopeKind> {
+    if to_f32(theta) <= 1.0 {
+        return Err(keys.bad(
+            "rope_theta",
+            format!("yarn needs more than 1, found {theta}"),
+        ));
+    }
+    let factor = match keys.factor("factor")? {
+        Some(factor) => factor,
+        None if max_positions >= original => max_positions as f64 / original as f64,
+        None => {
+            let problem = format!("{original} is above max_position_embeddings {max_positions}");
+            return Err(keys.bad("original_max_position_embeddings", problem));
+        }
+    };
+    let beta_fast = keys.positive("beta_fast")?.unwrap_or(32.0);
+    let beta_slow = keys.positive("beta_slow")?.unwrap_or(1.0);
+    if beta_fast < beta_slow {
+        let problem = format!("{beta_fast} is below beta_slow {beta_slow}");
+        return Err(keys.bad("beta_fast", problem));
+    }
+    let scale = |mscale: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * mscale * factor.ln() + 1.0
+        }
+    };
+    let max = f64::from(f32::MAX);
+    let mscale = keys.share("mscale", max)?.unwrap_or(0.0);
+    let mscale_all_dim = keys.share("mscale_all_dim", max)?.unwrap_or(0.0);
+    let attention_factor = match keys.positive("attention_factor")? {
+        Some(given) => given,
+        // Zero counts as absent, as it does in Python.
+        None if mscale > 0.0 && mscale_all_dim > 0.0 => scale(mscale) / scale(mscale_all_dim),
+        None => scale(1.0),
+    };
+    Ok(RopeKind::Yarn {
+        factor,
+        beta_fast,
+        beta_slow,
+        truncate: keys.flag("truncate")?.unwrap_or(true),
+        attention_factor,
+        original,
+    })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the one place where a number of a config is rounded to the width it is computed in"
+)]
+fn to_f32(x: f64) -> f32 {
+    x as f32
+}

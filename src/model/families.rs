@@ -1,0 +1,64 @@
+//! The model families, one row each: what a `config.json` leaves unsaid.
+//!
+//! A family is little: biases, norms on queries and keys, and a tied head follow from the tensors
+//! that exist, the numbers from `config.json`. A row says only what cannot be seen there.
+
+/// When `sliding_window` in a config means that a layer sees only the last tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// The family has no such key; where it is set, it means nothing.
+    Ignored,
+    /// Only if `use_sliding_window` is true, and only for layers from `max_window_layers` on.
+    Switched,
+}
+
+/// What the configs of one family have in common.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The value of `model_type`.
+    pub model_type: &'static str,
+    /// The entry of `architectures` that is a language model.
+    pub architecture: &'static str,
+    /// `head_dim` where the config has none; `None`: hidden size by heads.
+    pub head_dim: Option<usize>,
+    /// What `sliding_window` means.
+    pub window: Window,
+    /// `max_window_layers` where the config has none.
+    pub max_window_layers: usize,
+}
+
+/// Every family that this version computes.
+pub static FAMILIES: &[Family] = &[
+    Family {
+        model_type: "qwen2",
+        architecture: "Qwen2ForCausalLM",
+        head_dim: None,
+        window: Window::Switched,
+        max_window_layers: 28,
+    },
+    Family {
+        model_type: "qwen3",
+        architecture: "Qwen3ForCausalLM",
+        head_dim: Some(128),
+        window: Window::Switched,
+        max_window_layers: 28,
+    },
+    Family {
+        model_type: "llama",
+        architecture: "LlamaForCausalLM",
+        head_dim: None,
+        window: Window::Ignored,
+        max_window_layers: 0,
+    },
+];
+
+/// The row of a `model_type`.
+pub fn family(model_type: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|f| f.model_type == model_type)
+}
+
+/// The names of all families, for a message.
+pub fn names() -> String {
+    let names: Vec<_> = FAMILIES.iter().map(|f| f.model_type).collect();
+    names.join(", ")
+}

@@ -1,0 +1,427 @@
+//! The forward pass of a dense decoder, recorded once for every family.
+//!
+//! What differs between families is data: which biases and norms exist, how wide a head is, how angles
+//! are scaled. A pass is: embed; for each layer norm, project to q, k and v, place k and v in the cache,
+//! attend, merge, project out, norm, gate and up, project down; then norm and head for the rows whose
+//! logits are wanted. Recording computes nothing.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::load::{Layer, Weights, load, padded};
+use super::{Config, ModelFiles};
+use crate::Result;
+use crate::cache::plan::Plan;
+use crate::cache::{CacheShape, KvCache};
+use crate::device::{DType, Device, Recording, Tensor};
+use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::embed::embed;
+use crate::ops::gate_up::gate_up;
+use crate::ops::merge::merge;
+use crate::ops::place::{Arena, HeadNorms, place};
+use crate::ops::project::{Into, project};
+use crate::ops::rms_norm::rms_norm;
+use crate::ops::select_rows::select_rows;
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    device: Arc<Device>,
+    weights: Weights,
+    /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
+    angles: Tensor,
+}
+
+/// Device memory that a pass works in; grows with the largest pass, kept between passes.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    rows: Option<Rows>,
+    partials: Option<[Tensor; 2]>,
+    logits: Option<Tensor>,
+    selected: Option<[Tensor; 2]>,
+    inputs: [Option<Tensor>; 9],
+}
+
+/// Activations, one row for each new token.
+#[derive(Clone, Debug)]
+struct Rows {
+    x: Tensor,
+    normed: Tensor,
+    qkv: Tensor,
+    q: Tensor,
+    attention: Tensor,
+    hidden: Tensor,
+}
+
+impl Model {
+    /// Loads the weights of a model directory to a device, for contexts of at most `n_positions`.
+    ///
+    /// `progress` is told the bytes read by each step.
+    ///
+    /// # Errors
+    /// If a weight cannot be read, is not finite, or does not fit the device.
+    pub fn load(
+        device: Arc<Device>,
+        files: &ModelFiles,
+        n_positions: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let weights = load(&device, files, progress)?;
+        let angles = angles(&device, &files.config, n_positions)?;
+        Ok(Self {
+            config: files.config.clone(),
+            device,
+            weights,
+            angles,
+        })
+    }
+
+    /// The numbers that describe it.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Positions that its table of angles covers.
+    pub fn n_positions(&self) -> usize {
+        self.angles.shape()[0]
+    }
+
+    /// Rows that one work item of attention serves at most; for [`crate::cache::plan::plan`].
+    pub fn rows_per_work(&self) -> usize {
+        let c = &self.config;
+        rows_per_work(c.head_dim, c.n_heads, c.n_kv_heads)
+    }
+
+    /// Shape of a cache for this model.
+    pub fn cache_shape(&self, dtype: DType) -> CacheShape {
+        let c = &self.config;
+        CacheShape {
+            n_layers: c.n_layers,
+            n_kv_heads: c.n_kv_heads,
+            head_dim: c.head_dim,
+            dtype,
+        }
+    }
+
+    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`].
+    ///
+    /// # Errors
+    /// If the device cannot hold the scratch of a pass this large.
+    ///
+    /// # Panics
+    /// If the plan has no row, or a position outside the table of angles.
+    pub fn forward(
+        &self,
+        plan: &Plan,
+        cache: &KvCache,
+        scratch: &mut Scratch,
+    ) -> Result<Recording> {
+        let (c, w) = (&self.config, &self.weights);
+        let (n, eps) = (plan.n_rows(), c.rms_norm_eps);
+        assert!(n > 0, "a pass has a row");
+        let furthest = plan.locations.iter().copied().max().unwrap_or(0);
+        assert!(
+            usize::try_from(furthest).is_ok_and(|l| l < self.n_positions()),
+            "the context bounds positions"
+        );
+        let mut r = Recording::default();
+        let inputs = self.inputs(plan, scratch, &mut r)?;
+        let [
+            tokens,
+            targets,
+            tiles,
+            work,
+            pair_rows,
+            locations,
+            ranges,
+            order,
+            wanted,
+        ] = &inputs;
+        let rows = self.rows(n, scratch)?;
+        let partials = self.partials(plan.n_pairs(), scratch)?;
+
+        for (first, piece) in &w.embed.0 {
+            embed(&mut r, tokens, piece, *first, &rows.x, n);
+        }
+        let most = self
+            .rows_per_work()
+            .min(plan.most_pairs.next_power_of_two());
+        let work = Work {
+            tiles,
+            work,
+            pair_rows,
+            locations,
+            n_work: plan.n_work(),
+            n_rows: n,
+            rows_per_work: most,
+        };
+        let [partial, stats] = [&partials[0], &partials[1]];
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        for (i, layer) in w.layers.iter().enumerate() {
+            let [keys, values] = cache.layer(i);
+            let arena = Arena { keys, values };
+            rms_norm(
+                &mut r,
+                &rows.x,
+                &layer.attention_norm,
+                &rows.normed,
+                n,
+                c.hidden_size,
+                eps,
+            );
+            project(
+                &mut r,
+                &rows.normed,
+                &layer.qkv,
+                0,
+                &layer.qkv_bias,
+                &rows.qkv,
+                n,
+                Into::Replace,
+            );
+            place(
+                &mut r,
+                &rows.qkv,
+                self.norms(layer),
+                &self.angles,
+                targets,
+                &rows.q,
+                arena,
+                n,
+            );
+            attend(
+                &mut r,
+                work,
+                &self.angles,
+                &rows.q,
+                arena,
+                [partial, stats],
+                scale,
+            );
+            merge(
+                &mut r,
+                [ranges, order],
+                [partial, stats],
+                &rows.attention,
+                n,
+            );
+            project(
+                &mut r,
+                &rows.attention,
+                &layer.out,
+                0,
+                &layer.out_bias,
+                &rows.x,
+                n,
+                Into::Add,
+            );
+            rms_norm(
+                &mut r,
+                &rows.x,
+                &layer.feed_forward_norm,
+                &rows.normed,
+                n,
+                c.hidden_size,
+                eps,
+            );
+            gate_up(
+                &mut r,
+                &rows.normed,
+                &layer.gate_up,
+                &layer.gate_up_bias,
+                &rows.hidden,
+                n,
+            );
+            project(
+                &mut r,
+                &rows.hidden,
+                &layer.down,
+                0,
+                &layer.down_bias,
+                &rows.x,
+                n,
+                Into::Add,
+            );
+        }
+        let n_wanted = plan.wanted.len();
+        if n_wanted > 0 {
+            let (logits, [last, normed]) = self.outputs(n_wanted, scratch)?;
+            select_rows(&mut r, wanted, &rows.x, &last, n_wanted);
+            rms_norm(
+                &mut r,
+                &last,
+                &w.norm,
+                &normed,
+                n_wanted,
+                c.hidden_size,
+                eps,
+            );
+            for (first, piece) in &w.head.0 {
+                let into = Into::Replace;
+                project(
+                    &mut r,
+                    &normed,
+                    piece,
+                    *first,
+                    &w.head_bias,
+                    &logits,
+                    n_wanted,
+                    into,
+                );
+            }
+        }
+        Ok(r)
+    }
+
+    fn norms<'a>(&self, layer: &'a Layer) -> HeadNorms<'a> {
+        HeadNorms {
+            q: &layer.q_norm,
+            k: &layer.k_norm,
+            apply: self.weights.qk_norm,
+            eps: self.config.rms_norm_eps,
+        }
+    }
+
+    /// Uploads the plan's arrays; they keep their tensors from pass to pass.
+    fn inputs(&self, plan: &Plan, scratch: &mut Scratch, r: &mut Recording) -> Result<[Tensor; 9]> {
+        let locations: &[u32] = bytemuck::cast_slice(&plan.locations);
+        let arrays: [&[u32]; 9] = [
+            &plan.tokens,
+            &plan.targets,
+            &plan.tiles,
+            &plan.work,
+            &plan.pair_rows,
+            locations,
+            &plan.ranges,
+            &plan.order,
+            &plan.wanted,
+        ];
+        let mut out = Vec::with_capacity(9);
+        for (array, slot) in arrays.into_iter().zip(&mut scratch.inputs) {
+            let tensor = grown(&self.device, slot, &[array.len().max(16)], DType::U32)?;
+            r.upload(&tensor, array);
+            out.push(tensor);
+        }
+        Ok(out.try_into().expect("nine arrays"))
+    }
+
+    fn rows(&self, n: usize, scratch: &mut Scratch) -> Result<Rows> {
+        if let Some(rows) = scratch.rows.as_ref().filter(|rows| rows.x.shape()[0] >= n) {
+            return Ok(rows.clone());
+        }
+        // The old rows go first: the new ones may need their memory.
+        scratch.rows = None;
+        let (c, n) = (&self.config, n.next_power_of_two());
+        let wide = |cols: usize| self.device.tensor(&[n, cols], DType::F32);
+        let rows = Rows {
+            x: wide(padded(c.hidden_size))?,
+            normed: wide(padded(c.hidden_size))?,
+            qkv: wide(c.q_size() + 2 * c.kv_size())?,
+            q: self
+                .device
+                .tensor(&[n, c.n_heads, c.head_dim], DType::F32)?,
+            attention: wide(c.q_size())?,
+            hidden: wide(padded(c.intermediate_size))?,
+        };
+        scratch.rows = Some(rows.clone());
+        Ok(rows)
+    }
+
+    fn partials(&self, n: usize, scratch: &mut Scratch) -> Result<[Tensor; 2]> {
+        if let Some(p) = scratch.partials.as_ref().filter(|p| p[0].shape()[0] >= n) {
+            return Ok(p.clone());
+        }
+        scratch.partials = None;
+        let (c, n) = (&self.config, n.next_power_of_two());
+        let partials = [
+            self.device
+                .tensor(&[n, c.n_heads, c.head_dim], DType::F32)?,
+            self.device.tensor(&[n, c.n_heads, 2], DType::F32)?,
+        ];
+        scratch.partials = Some(partials.clone());
+        Ok(partials)
+    }
+
+    fn outputs(&self, n: usize, scratch: &mut Scratch) -> Result<(Tensor, [Tensor; 2])> {
+        let c = &self.config;
+        if scratch
+            .selected
+            .as_ref()
+            .is_none_or(|s| s[0].shape()[0] < n)
+        {
+            scratch.selected = None;
+            let wide = || {
+                self.device
+                    .tensor(&[n.next_power_of_two(), padded(c.hidden_size)], DType::F32)
+            };
+            scratch.selected = Some([wide()?, wide()?]);
+        }
+        let logits = grown(
+            &self.device,
+            &mut scratch.logits,
+            &[n, c.vocab_size],
+            DType::F32,
+        )?;
+        let selected = scratch.selected.clone().expect("set above");
+        Ok((logits, selected))
+    }
+}
+
+impl Scratch {
+    /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
+    pub fn logits(&self) -> Option<&Tensor> {
+        self.logits.as_ref()
+    }
+}
+
+/// The tensor in a slot if it has as many rows as `shape`, else a new one of at least that many.
+fn grown(
+    device: &Device,
+    slot: &mut Option<Tensor>,
+    shape: &[usize],
+    dtype: DType,
+) -> Result<Tensor> {
+    if let Some(tensor) = slot.as_ref().filter(|t| t.shape()[0] >= shape[0]) {
+        return Ok(tensor.clone());
+    }
+    *slot = None;
+    let mut shape = shape.to_vec();
+    shape[0] = shape[0].next_power_of_two();
+    let tensor = device.tensor(&shape, dtype)?;
+    *slot = Some(tensor.clone());
+    Ok(tensor)
+}
+
+/// The table of angles: location times transformers' f32 inverse frequency, evaluated in f64, with the
+/// rope type's multiplier on cosine and sine: each query and each key is rotated once, so it applies once.
+fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor> {
+    let (inv_freq, multiplier) = config.inv_freq();
+    let half = inv_freq.len();
+    let tensor = device.tensor(&[n_positions, half, 2], DType::F32)?;
+    // Some megabytes at a time.
+    let step = (1usize << 20).div_ceil(half);
+    for first in (0..n_positions).step_by(step) {
+        let n = step.min(n_positions - first);
+        let mut table = vec![0.0f32; n * half * 2];
+        table
+            .par_chunks_exact_mut(half * 2)
+            .enumerate()
+            .for_each(|(i, row)| {
+                for (pair, &freq) in row.chunks_exact_mut(2).zip(&inv_freq) {
+                    let angle = (first + i) as f64 * f64::from(freq);
+                    let scaled = [angle.cos(), angle.sin()].map(|v| v * f64::from(multiplier));
+                    #[expect(clippy::cast_possible_truncation, reason = "the table is in f32")]
+                    pair.copy_from_slice(&scaled.map(|v| v as f32));
+                }
+            });
+        device.write(&tensor, first * half * 8, bytemuck::cast_slice(&table))?;
+    }
+    Ok(tensor)
+}

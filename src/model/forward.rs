@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Weights, load, padded};
+use super::load::{Layer, Source, Weights, load, padded};
 use super::{Config, ModelFiles};
 use crate::Result;
 use crate::cache::plan::Plan;
@@ -68,10 +68,30 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let weights = load(&device, files, progress)?;
+        let weights = load(&device, Source::Files(files), progress)?;
         let angles = angles(&device, &files.config, n_positions)?;
         Ok(Self {
             config: files.config.clone(),
+            device,
+            weights,
+            angles,
+        })
+    }
+
+    /// A model of the given shape with pseudo-random weights: for benches, which need no checkpoint.
+    ///
+    /// # Errors
+    /// If the device cannot hold it.
+    pub fn random(
+        device: Arc<Device>,
+        config: &Config,
+        weights: DType,
+        n_positions: usize,
+    ) -> Result<Self> {
+        let weights = load(&device, Source::Random(config, weights), &mut |_| {})?;
+        let angles = angles(&device, config, n_positions)?;
+        Ok(Self {
+            config: config.clone(),
             device,
             weights,
             angles,

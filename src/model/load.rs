@@ -4,10 +4,13 @@
 //! that feed another matrix are padded with zeros to a multiple of eight, so that kernels read eight
 //! numbers at a time. Host memory holds one piece.
 
+use std::path::Path;
+
 use safetensors::Dtype;
 
 use super::weights::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
+use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
 use crate::{Error, Result};
 
@@ -59,22 +62,105 @@ struct Part {
     padded: usize,
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source<'a> {
+    /// A model directory.
+    Files(&'a ModelFiles),
+    /// Pseudo-random numbers of a storage type, for benches: a shape is measured without a checkpoint.
+    Random(&'a Config, DType),
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn config(self) -> &'a Config {
+        match self {
+            Self::Files(files) => &files.config,
+            Self::Random(config, _) => config,
+        }
+    }
+
+    /// Whether the model has the tensors of a group; a random one has those of Qwen3.
+    fn has(self, group: Group) -> bool {
+        match self {
+            Self::Files(files) => files.tensors.has(group),
+            Self::Random(config, _) => match group {
+                Group::Always | Group::QkNorm => true,
+                Group::Head => config.tie_word_embeddings != Some(true),
+                _ => false,
+            },
+        }
+    }
+
+    fn dtype(self, name: &str) -> Result<DType> {
+        let files = match self {
+            Self::Files(files) => files,
+            Self::Random(_, dtype) => return Ok(dtype),
+        };
+        let entry = &files.checkpoint.tensors()[name];
+        dtype_of(entry.dtype).ok_or_else(|| {
+            let path = files
+                .checkpoint
+                .files()
+                .nth(entry.file)
+                .unwrap_or(Path::new(""));
+            let what = format!("tensor {name} in {:?}", entry.dtype);
+            Error::unsupported(
+                path,
+                what,
+                "weights are F32, F16 or BF16; convert the checkpoint",
+            )
+        })
+    }
+
+    /// Rows of a tensor as they are in the file.
+    fn rows(
+        self,
+        name: &str,
+        first: usize,
+        n: usize,
+        cols: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        let dtype = match self {
+            Self::Files(files) => return files.checkpoint.read_rows(name, first, n, bytes),
+            Self::Random(_, dtype) => dtype,
+        };
+        // Norms around one, everything else small enough for activations to stay of order one.
+        let is_norm = name.ends_with("norm.weight");
+        let scale = if is_norm {
+            0.1
+        } else {
+            (3.0 / cols as f32).sqrt()
+        };
+        let mut state = (first as u32).wrapping_mul(0x9e37_79b9) ^ name.len() as u32;
+        let values = (0..n * cols).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let unit = (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0;
+            unit * scale + f32::from(u8::from(is_norm))
+        });
+        bytes.clear();
+        let words = pack(values, dtype);
+        bytes.extend_from_slice(&bytemuck::cast_slice(&words)[..n * cols * dtype.size()]);
+        Ok(())
+    }
+}
+
 struct Loader<'a> {
     device: &'a Device,
-    files: &'a ModelFiles,
+    source: Source<'a>,
     progress: &'a mut dyn FnMut(u64),
 }
 
 /// Loads all weights; `progress` is told the bytes read by each step.
 pub(super) fn load(
     device: &Device,
-    files: &ModelFiles,
+    source: Source<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Weights> {
-    let config = &files.config;
+    let config = source.config();
     let mut loader = Loader {
         device,
-        files,
+        source,
         progress,
     };
     let embed = loader.pieces(EMBED, config.vocab_size, config.hidden_size)?;
@@ -86,12 +172,12 @@ pub(super) fn load(
         config.hidden_size,
         padded(config.hidden_size),
     )])?;
-    let head = match files.tensors.is_tied() {
-        true => embed.clone(),
-        false => loader.pieces(HEAD, config.vocab_size, config.hidden_size)?,
+    let head = match source.has(Group::Head) {
+        false => embed.clone(),
+        true => loader.pieces(HEAD, config.vocab_size, config.hidden_size)?,
     };
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
-    let qk_norm = files.tensors.has(Group::QkNorm);
+    let qk_norm = source.has(Group::QkNorm);
     Ok(Weights {
         embed,
         layers,
@@ -112,29 +198,11 @@ fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Loader<'_> {
-    fn dtype(&self, name: &str) -> Result<DType> {
-        let entry = &self.files.checkpoint.tensors()[name];
-        dtype_of(entry.dtype).ok_or_else(|| {
-            let path = self
-                .files
-                .checkpoint
-                .files()
-                .nth(entry.file)
-                .unwrap_or(std::path::Path::new(""));
-            let what = format!("tensor {name} in {:?}", entry.dtype);
-            Error::unsupported(
-                path,
-                what,
-                "weights are F32, F16 or BF16; convert the checkpoint",
-            )
-        })
-    }
-
     /// A matrix of several parts below each other; `[sum of padded rows, padded cols]`.
     fn matrix(&mut self, parts: &[Part], cols: usize) -> Result<Tensor> {
         let dtypes: Vec<DType> = parts
             .iter()
-            .map(|p| self.dtype(&p.name))
+            .map(|p| self.source.dtype(&p.name))
             .collect::<Result<_>>()?;
         // Widening is exact; narrowing would not be.
         let dtype = if dtypes.iter().all(|&d| d == dtypes[0]) {
@@ -163,15 +231,13 @@ impl Loader<'_> {
         n: usize,
         cols: usize,
     ) -> Result<()> {
-        let (from, wide) = (self.dtype(name)?, padded(cols));
+        let (from, wide) = (self.source.dtype(name)?, padded(cols));
         let step = (PIECE / (wide * 4)).max(1);
         let mut bytes = Vec::new();
         let mut row = first;
         while row < first + n {
             let count = step.min(first + n - row);
-            self.files
-                .checkpoint
-                .read_rows(name, row, count, &mut bytes)?;
+            self.source.rows(name, row, count, cols, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
             let packed = repack(&bytes, from, to.dtype(), cols, wide);
             self.device.write(to, at, &packed)?;
@@ -183,7 +249,7 @@ impl Loader<'_> {
 
     /// A matrix in pieces that one binding holds.
     fn pieces(&mut self, name: &str, rows: usize, cols: usize) -> Result<Pieces> {
-        let dtype = self.dtype(name)?;
+        let dtype = self.source.dtype(name)?;
         let wide = padded(cols);
         let most = (self.device.max_tensor_bytes() / (wide * dtype.size())).max(1);
         let mut pieces = Vec::new();
@@ -201,8 +267,8 @@ impl Loader<'_> {
         let mut all: Vec<f32> = Vec::new();
         let mut bytes = Vec::new();
         for (name, len, padded) in parts {
-            let from = self.dtype(name)?;
-            self.files.checkpoint.read_rows(name, 0, *len, &mut bytes)?;
+            let from = self.source.dtype(name)?;
+            self.source.rows(name, 0, *len, 1, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
             let wide = repack(&bytes, from, DType::F32, *len, *len);
             all.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&wide));
@@ -213,7 +279,7 @@ impl Loader<'_> {
 
     /// As [`Self::vector`], or zeros where the model has no such tensors.
     fn bias(&mut self, group: Group, parts: &[(String, usize, usize)]) -> Result<Tensor> {
-        if self.files.tensors.has(group) {
+        if self.source.has(group) {
             return self.vector(parts);
         }
         self.device

@@ -810,3 +810,220 @@ fn read_yarn(
 fn to_f32(x: f64) -> f32 {
     x as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const TINY: &str = r#"{
+        "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 112,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "bos_token_id": 1, "eos_token_id": [2, 3, 2], "tie_word_embeddings": true
+    }"#;
+
+    /// The tiny config with some keys set.
+    fn read(keys: Value) -> Result<Config> {
+        let mut map: Value = serde_json::from_str(TINY).expect("TINY is JSON");
+        let (Value::Object(map), Value::Object(keys)) = (&mut map, keys) else {
+            unreachable!("both are objects");
+        };
+        map.extend(keys);
+        let text = serde_json::to_vec(map).expect("a map is JSON");
+        Config::from_json(Path::new("config.json"), &text)
+    }
+
+    /// Compares with what transformers computed.
+    #[track_caller]
+    fn agrees(config: &Config, golden: &str) {
+        let all = std::fs::read("tests/golden/rope_inv_freq.json").expect("a golden file");
+        let all: Value = serde_json::from_slice(&all).expect("a golden file is JSON");
+        let want = &all[golden];
+        let (inv_freq, multiplier) = config.inv_freq();
+        let list = want["inv_freq"].as_array().expect("a list");
+        assert_eq!(
+            inv_freq.len(),
+            list.len(),
+            "{golden}: number of frequencies"
+        );
+        for (i, (found, want)) in inv_freq.iter().zip(list).enumerate() {
+            let want = want.as_f64().expect("a number");
+            let error = (f64::from(*found) / want - 1.0).abs();
+            assert!(error <= 2e-7, "{golden}: frequency {i}: {found} for {want}");
+        }
+        let want = want["cos_sin_multiplier"].as_f64().expect("a number");
+        let error = (f64::from(multiplier) - want).abs();
+        assert!(
+            error <= 1e-6,
+            "{golden}: multiplier {multiplier} for {want}"
+        );
+    }
+
+    #[test]
+    fn frequencies_of_the_golden_models_are_those_of_transformers() {
+        for name in ["qwen2", "qwen3", "llama"] {
+            let config = Config::open(&Path::new("tests/golden/models").join(name))
+                .expect("a golden model is good");
+            agrees(&config, &format!("models/{name}"));
+        }
+    }
+
+    #[test]
+    fn frequencies_of_configs_written_here_are_those_of_transformers() {
+        let theta = |theta: f64| json!({"rope_theta": theta});
+        let plain = read(theta(1e6)).expect("a good config");
+        agrees(&plain, "plain_qwen2/model");
+        let plain = read(theta(5e5)).expect("a good config");
+        agrees(&plain, "plain_phi3/model");
+        let wide = read(json!({"rope_theta": 1e6, "head_dim": 32})).expect("a good config");
+        agrees(&wide, "plain_qwen3/model");
+        agrees(&wide, "plain_qwen3_moe/model");
+        let short = read(json!({"head_dim": 8})).expect("a good config");
+        agrees(&short, "plain_deepseek_v3/model");
+        let llama3 = read(json!({"rope_theta": 5e5, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}}))
+        .expect("a good config");
+        agrees(&llama3, "plain_llama/model");
+    }
+
+    #[test]
+    fn yarn_is_that_of_transformers_however_its_factor_is_given() {
+        for factor in [json!(4.0), json!(4), Value::Null] {
+            for original in [64, 128] {
+                let config = read(
+                    json!({"rope_theta": 1e6, "max_position_embeddings": 4 * original,
+                    "rope_scaling": {"type": "yarn", "factor": factor,
+                        "original_max_position_embeddings": original}}),
+                )
+                .expect("a good config");
+                agrees(&config, "plain_qwen2_tied_yarn/model");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_mscales_cancel_and_a_given_attention_factor_wins() {
+        let multiplier = |extra: Value| {
+            let mut rope = json!({"rope_type": "yarn", "factor": 40.0,
+                "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1});
+            let (Value::Object(rope_map), Value::Object(extra)) = (&mut rope, extra) else {
+                unreachable!("both are objects");
+            };
+            rope_map.extend(extra);
+            read(json!({"rope_scaling": rope}))
+                .expect("a good config")
+                .inv_freq()
+                .1
+        };
+        let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-6;
+        let full = 0.1 * 40_f64.ln() + 1.0;
+        assert!(near(multiplier(json!({})), full), "the paper's factor");
+        let equal = multiplier(json!({"mscale": 1.0, "mscale_all_dim": 1.0}));
+        assert!(near(equal, 1.0), "equal mscales cancel");
+        let unequal = multiplier(json!({"mscale": 0.707, "mscale_all_dim": 1.0}));
+        let want = (0.0707 * 40_f64.ln() + 1.0) / full;
+        assert!(near(unequal, want), "unequal mscales divide");
+        let alone = multiplier(json!({"mscale": 0.707}));
+        assert!(near(alone, full), "one mscale alone does nothing");
+        let given = multiplier(json!({"attention_factor": 1.5, "mscale": 1.0}));
+        assert!(near(given, 1.5), "a given factor wins");
+    }
+
+    #[test]
+    fn a_ramp_that_is_not_truncated_has_other_frequencies() {
+        let rope = |truncate: bool| {
+            read(
+                json!({"rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 512, "truncate": truncate}}),
+            )
+            .expect("a good config")
+            .inv_freq()
+            .0
+        };
+        assert_ne!(rope(true), rope(false), "truncation moves the ramp's ends");
+    }
+
+    #[test]
+    fn both_spellings_of_a_config_mean_the_same() {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6,
+            "original_max_position_embeddings": 128});
+        let pairs = [
+            (
+                json!({"rope_theta": 1e6, "rope_scaling": null, "torch_dtype": "bfloat16"}),
+                json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                    "dtype": "bfloat16", "layer_types": ["full_attention", "full_attention", "full_attention"]}),
+            ),
+            (
+                json!({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0,
+                    "original_max_position_embeddings": 128}}),
+                json!({"rope_parameters": yarn}),
+            ),
+            (
+                json!({"rope_theta": 1e6}),
+                json!({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 1.0}}),
+            ),
+        ];
+        for (old, new) in pairs {
+            let (old, new) = (read(old).expect("version 4"), read(new).expect("version 5"));
+            let old = Config {
+                digest: new.digest,
+                ..old
+            };
+            assert_eq!(old, new, "the spellings differ");
+        }
+    }
+
+    #[test]
+    fn what_a_config_leaves_out_has_the_family_s_default() {
+        let config = read(json!({"num_key_value_heads": null})).expect("a good config");
+        assert_eq!(config.n_kv_heads, 4, "as many as query heads");
+        assert_eq!(config.head_dim, 16, "hidden size by heads");
+        assert_eq!(config.eos, [2, 3], "each id once");
+        assert_eq!(config.rope.theta.to_bits(), 10_000_f64.to_bits(), "theta");
+        let config = read(json!({"model_type": "qwen3"})).expect("a good config");
+        assert_eq!(config.head_dim, 128, "that of qwen3");
+    }
+
+    #[test]
+    fn a_sliding_window_counts_only_where_it_is_switched_on() {
+        let window = |used: bool, from: usize| {
+            read(
+                json!({"sliding_window": 64, "use_sliding_window": used, "max_window_layers": from}),
+            )
+        };
+        window(false, 0).expect("switched off");
+        window(true, 3).expect("no layer has it");
+        let line = window(true, 2).expect_err("one layer has it").to_string();
+        assert!(line.contains("sliding_window 64"), "said: {line}");
+        read(json!({"model_type": "llama", "sliding_window": 64, "use_sliding_window": true}))
+            .expect("llama has no such key");
+    }
+
+    #[test]
+    fn generation_defaults_are_those_of_transformers() {
+        let config = read(json!({})).expect("a good config");
+        let parse = |text: &str| {
+            GenerationConfig::from_json(Path::new("g.json"), text.as_bytes(), &config)
+                .expect("a good file")
+        };
+        let empty = parse("{}");
+        assert_eq!(empty, GenerationConfig::default(), "nothing said");
+        assert!(
+            empty.is_greedy(),
+            "without do_sample the likeliest is taken"
+        );
+        let drawn = parse(
+            r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [7, 8]}"#,
+        );
+        assert!(!drawn.is_greedy(), "with do_sample it is drawn");
+        assert_eq!(drawn.top_k, 50, "the default of transformers");
+        assert_eq!(drawn.eos, [7, 8], "the list of ids");
+        assert_eq!(parse(r#"{"top_k": 0}"#).top_k, 0, "0 keeps all");
+        assert!(
+            parse(r#"{"do_sample": true, "temperature": 0}"#).is_greedy(),
+            "temperature 0"
+        );
+    }
+}

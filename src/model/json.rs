@@ -21,11 +21,15 @@ const MAX_SHOWN: usize = 80;
 
 /// `text` as part of a one-line message: control characters escaped, and not too long.
 pub(super) fn shown(text: &str) -> String {
-    let mut line: String = text
-        .chars()
-        .flat_map(char::escape_debug)
-        .take(MAX_SHOWN + 1)
-        .collect();
+    let mut line = String::new();
+    for c in text.chars().take(MAX_SHOWN + 1) {
+        // The two separators end a line too.
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
     if line.chars().count() > MAX_SHOWN {
         line = line.chars().take(MAX_SHOWN).collect();
         line.push('…');
@@ -245,7 +249,7 @@ mod tests {
     fn a_message_stays_on_one_line() {
         assert_eq!(
             shown("a\nb\0"),
-            "a\\nb\\0",
+            "a\\nb\\u{0}",
             "control characters are escaped"
         );
         assert!(

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::weights::{EMBED, Group, HEAD, NORM, layer_name};
+use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
 use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};

@@ -1,15 +1,18 @@
 //! A model folder: what it says about itself, and the tensors it holds.
 //!
-//! `config` reads the numbers, `families` holds what a model family adds to them, and `weights`
-//! finds the tensors and reads them in pieces. Any of these files may be damaged or hostile: the
+//! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
+//! what a weight file says about itself, `weights` finds the tensors and reads them in pieces, and
+//! `tensors` holds which of them a model needs. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
 pub mod config;
 pub mod engine;
 pub mod families;
 pub mod forward;
+pub mod header;
 mod json;
 mod load;
+pub mod tensors;
 pub mod weights;
 
 use std::path::Path;
@@ -19,7 +22,9 @@ use sha2::{Digest, Sha256};
 pub use config::{Config, GenerationConfig, Rope, RopeKind};
 pub use engine::Engine;
 pub use forward::{Model, Scratch};
-pub use weights::{Checkpoint, Entry, TensorMap};
+pub use header::{Dtype, Entry, Header};
+pub use tensors::{Group, TensorMap, Want};
+pub use weights::Checkpoint;
 
 use crate::{Result, TokenId};
 

@@ -1,0 +1,1256 @@
+//! Damaged and hostile model folders: every kind is refused on one line that names the file and
+//! what in it is wrong, quickly and without a panic; and what is only unusual is accepted.
+//!
+//! Each row of the table damages a copy of a good model. A damage that no row knows is looked for
+//! by cutting a file at every byte and by changing every byte of a header.
+
+#![expect(clippy::too_many_lines, reason = "tables are as long as they are")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hogwild::model::{self, Header, ModelFiles};
+use hogwild::{Error, Result};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// No folder may keep a reader busy for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One kind of damage.
+struct Row {
+    name: &'static str,
+    /// The good model that is damaged: a folder of `tests/golden/models`, with `+` if its weights
+    /// are spread over two files.
+    model: &'static str,
+    damage: Box<dyn Fn(&Path)>,
+    /// What the message must name.
+    file: &'static str,
+    field: &'static str,
+}
+
+/// A row over the qwen3 model in one file.
+fn row(
+    name: &'static str,
+    file: &'static str,
+    field: &'static str,
+    damage: impl Fn(&Path) + 'static,
+) -> Row {
+    on("qwen3", name, file, field, damage)
+}
+
+/// A row over the qwen3 model in two files.
+fn row2(
+    name: &'static str,
+    file: &'static str,
+    field: &'static str,
+    damage: impl Fn(&Path) + 'static,
+) -> Row {
+    on("qwen3+", name, file, field, damage)
+}
+
+fn on(
+    model: &'static str,
+    name: &'static str,
+    file: &'static str,
+    field: &'static str,
+    damage: impl Fn(&Path) + 'static,
+) -> Row {
+    Row {
+        name,
+        model,
+        damage: Box::new(damage),
+        file,
+        field,
+    }
+}
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const FIRST: &str = "model-00001-of-00002.safetensors";
+const SECOND: &str = "model-00002-of-00002.safetensors";
+
+/// A writable copy of a good model.
+fn copy_of(model: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let from = golden(model.trim_end_matches('+'));
+    for file in [CONFIG, GENERATION, SINGLE] {
+        write(dir.path(), file, read(&from, file));
+    }
+    if model.ends_with('+') {
+        split(dir.path());
+    }
+    dir
+}
+
+fn golden(model: &str) -> PathBuf {
+    Path::new("tests/golden/models").join(model)
+}
+
+fn write(dir: &Path, file: &str, bytes: impl AsRef<[u8]>) {
+    fs::write(dir.join(file), bytes).expect("a file in a temporary folder");
+}
+
+fn read(dir: &Path, file: &str) -> Vec<u8> {
+    fs::read(dir.join(file)).expect("a file of the copy")
+}
+
+fn remove(dir: &Path, file: &str) {
+    fs::remove_file(dir.join(file)).expect("a file of the copy");
+}
+
+/// Changes a JSON file of the copy.
+fn edit(dir: &Path, file: &str, change: impl Fn(&mut Map<String, Value>)) {
+    let mut value: Value = serde_json::from_slice(&read(dir, file)).expect("good JSON");
+    change(value.as_object_mut().expect("an object"));
+    write(dir, file, value.to_string());
+}
+
+/// Sets one key of `config.json`.
+fn set(key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| {
+        edit(dir, CONFIG, |map| {
+            drop(map.insert(key.into(), value.clone()));
+        });
+    }
+}
+
+/// Sets one key of `generation_config.json`.
+fn set_generation(key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| {
+        edit(dir, GENERATION, |map| {
+            drop(map.insert(key.into(), value.clone()));
+        });
+    }
+}
+
+/// Sets `rope_scaling` to a good yarn or llama3 with some keys changed.
+fn set_rope(kind: &'static str, key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| {
+        let mut rope = json!({"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256});
+        rope[key] = value.clone();
+        set("rope_scaling", rope)(dir);
+    }
+}
+
+/// The header and the data of a safetensors file.
+fn parts(bytes: &[u8]) -> (Map<String, Value>, Vec<u8>) {
+    let (len, rest) = bytes.split_first_chunk::<8>().expect("a good file");
+    let len = usize::try_from(u64::from_le_bytes(*len)).expect("a good length");
+    let header = serde_json::from_slice(&rest[..len]).expect("a good header");
+    (header, rest[len..].to_vec())
+}
+
+/// A safetensors file from the text of its header and its data.
+fn whole(header: impl AsRef<[u8]>, data: &[u8]) -> Vec<u8> {
+    let header = header.as_ref();
+    [&(header.len() as u64).to_le_bytes(), header, data].concat()
+}
+
+/// Changes the header of the single weight file, and leaves the data.
+fn edit_header(dir: &Path, change: impl Fn(&mut Map<String, Value>)) {
+    let (mut header, data) = parts(&read(dir, SINGLE));
+    change(&mut header);
+    write(dir, SINGLE, whole(Value::from(header).to_string(), &data));
+}
+
+/// Changes the text of the header of the single weight file, and leaves the data.
+fn edit_text(dir: &Path, change: impl Fn(String) -> String) {
+    let (header, data) = parts(&read(dir, SINGLE));
+    write(
+        dir,
+        SINGLE,
+        whole(change(Value::from(header).to_string()), &data),
+    );
+}
+
+/// One key of one tensor in the header set.
+fn set_tensor(tensor: &'static str, key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| {
+        edit_header(dir, |header| {
+            let map = header[tensor].as_object_mut().expect("a tensor");
+            map.insert(key.into(), value.clone());
+        });
+    }
+}
+
+/// A tensor and its data.
+type Tensor = (String, Value, Vec<u8>);
+
+fn tensors(bytes: &[u8]) -> Vec<Tensor> {
+    let (header, data) = parts(bytes);
+    let at = |value: &Value| usize::try_from(value.as_u64().expect("an offset")).expect("small");
+    header
+        .into_iter()
+        .filter(|(name, _)| name != "__metadata__")
+        .map(|(name, info)| {
+            let range = at(&info["data_offsets"][0])..at(&info["data_offsets"][1]);
+            (name, info, data[range].to_vec())
+        })
+        .collect()
+}
+
+fn file_of(tensors: &[Tensor]) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for (name, info, bytes) in tensors {
+        let mut info = info.clone();
+        info["data_offsets"] = json!([data.len(), data.len() + bytes.len()]);
+        header.insert(name.clone(), info);
+        data.extend(bytes);
+    }
+    whole(Value::from(header).to_string(), &data)
+}
+
+/// Changes the tensors of a weight file, which stays a good file otherwise.
+fn edit_tensors(dir: &Path, file: &str, change: impl Fn(&mut Vec<Tensor>)) {
+    let mut all = tensors(&read(dir, file));
+    change(&mut all);
+    write(dir, file, file_of(&all));
+}
+
+/// A tensor added to the single file.
+fn add(name: &'static str, dtype: &'static str, shape: Value, n_bytes: usize) -> impl Fn(&Path) {
+    move |dir| {
+        edit_tensors(dir, SINGLE, |all| {
+            let info = json!({"dtype": dtype, "shape": shape});
+            all.push((name.into(), info, vec![0; n_bytes]));
+        });
+    }
+}
+
+/// A tensor taken out of the single file.
+fn take(name: &'static str) -> impl Fn(&Path) {
+    move |dir| edit_tensors(dir, SINGLE, |all| all.retain(|t| t.0 != name))
+}
+
+/// Two bytes of a tensor of the single file overwritten.
+fn poke(name: &'static str, at: usize, bytes: [u8; 2]) -> impl Fn(&Path) {
+    move |dir| {
+        edit_tensors(dir, SINGLE, |all| {
+            let tensor = all.iter_mut().find(|t| t.0 == name).expect("a tensor");
+            tensor.2[at..at + 2].copy_from_slice(&bytes);
+        });
+    }
+}
+
+/// Spreads the weights over two files with an index.
+fn split(dir: &Path) {
+    let all = tensors(&read(dir, SINGLE));
+    let (first, second) = all.split_at(all.len() / 2);
+    let mut weight_map = Map::new();
+    for (file, tensors) in [(FIRST, first), (SECOND, second)] {
+        write(dir, file, file_of(tensors));
+        for tensor in tensors {
+            weight_map.insert(tensor.0.clone(), file.into());
+        }
+    }
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": weight_map});
+    write(dir, INDEX, index.to_string());
+    remove(dir, SINGLE);
+}
+
+/// Changes the `weight_map` of the index.
+fn edit_index(dir: &Path, change: impl Fn(&mut Map<String, Value>)) {
+    edit(dir, INDEX, |map| {
+        change(map["weight_map"].as_object_mut().expect("an object"));
+    });
+}
+
+/// Writes a sparse file, which has a length but takes no room.
+fn write_sparse(dir: &Path, file: &str, len: u64) {
+    let file = fs::File::create(dir.join(file)).expect("a file in a temporary folder");
+    file.set_len(len).expect("a sparse file");
+}
+
+const Q0: &str = "model.layers.0.self_attn.q_proj.weight";
+const NORM: &str = "model.norm.weight";
+const UP1: &str = "model.layers.1.mlp.up_proj.weight";
+
+/// Single values, one kind a line: its name, where the value is set, the key, the value, and what
+/// the message must name.
+///
+/// It is set in one of the configs (and the message must name the weights where it says so), in the
+/// weight map of the index, in a good `rope_scaling` of the type that is named instead, or
+/// in the header at the tensor that is named instead.
+const VALUES: &str = r#"
+no model type | config | model_type | null | model_type
+a model type that is a number | config | model_type | 3 | model_type
+an unknown model type | config | model_type | "mamba\nx" | 'mamba\nx'
+a mixture of experts | config | model_type | "qwen3_moe" | 'qwen3_moe'
+another architecture | config | architectures | ["Qwen3ForSequenceClassification"] | architectures
+another activation | config | hidden_act | "gelu" | hidden_act 'gelu'
+quantised weights | config | quantization_config | {"quant_method": "awq", "bits": 4} | quantization_config ('awq')
+no hidden size | config | hidden_size | null | hidden_size
+a hidden size of 0 | config | hidden_size | 0 | hidden_size
+a hidden size below 0 | config | hidden_size | -64 | hidden_size
+a hidden size with a fraction | config | hidden_size | 64.0 | hidden_size
+a hidden size of 2^63 | config | hidden_size | 9223372036854775808 | hidden_size
+a hidden size in words | config | hidden_size | "64" | hidden_size
+a feed-forward width of 0 | config | intermediate_size | 0 | intermediate_size
+no layers | config | num_hidden_layers | 0 | num_hidden_layers
+10^12 layers | config | num_hidden_layers | 1000000000000 | num_hidden_layers
+1025 layers | config | num_hidden_layers | 1025 | num_hidden_layers
+heads below 0 | config | num_attention_heads | -4 | num_attention_heads
+heads that overflow | config | num_attention_heads | 16777216 | num_attention_heads
+KV heads that do not divide the heads | config | num_key_value_heads | 3 | num_key_value_heads
+no KV heads | config | num_key_value_heads | 0 | num_key_value_heads
+more KV heads than heads | config | num_key_value_heads | 8 | num_key_value_heads
+a head of 12 | config | head_dim | 12 | head_dim 12
+a head of 264 | config | head_dim | 264 | head_dim 264
+a head of 2^60 | config | head_dim | 1152921504606846976 | head_dim
+no vocabulary | config | vocab_size | 0 | vocab_size
+an epsilon of 0 | config | rms_norm_eps | 0.0 | rms_norm_eps
+an epsilon below 0 | config | rms_norm_eps | -1e-6 | rms_norm_eps
+an epsilon that f32 rounds to 0 | config | rms_norm_eps | 1e-60 | rms_norm_eps
+an epsilon in words | config | rms_norm_eps | "1e-6" | rms_norm_eps
+no positions | config | max_position_embeddings | 0 | max_position_embeddings
+10^15 positions | config | max_position_embeddings | 1000000000000000 | max_position_embeddings
+a tie in words | config | tie_word_embeddings | "true" | tie_word_embeddings
+an end id beyond the vocabulary | config | eos_token_id | [2, 512] | eos_token_id
+an end id below 0 | config | eos_token_id | -1 | eos_token_id
+a first id with a fraction | config | bos_token_id | 1.5 | bos_token_id
+an end id in words | config | eos_token_id | ["</s>"] | eos_token_id
+a sliding layer | config | layer_types | ["full_attention", "sliding_attention", "full_attention"] | "sliding_attention"
+too few layer types | config | layer_types | ["full_attention"] | layer_types
+a base of 0 | config | rope_theta | 0 | rope_theta
+a base below 0 | config | rope_theta | -1e4 | rope_theta
+a base beyond f32 | config | rope_theta | 1e60 | rope_theta
+a base that makes frequencies overflow | config | rope_theta | 1e-44 | rope_theta
+rope scaling in words | config | rope_scaling | "yarn" | rope_scaling
+rope scaling without a type | config | rope_scaling | {"factor": 2.0} | rope_scaling.rope_type
+two types | config | rope_scaling | {"type": "yarn", "rope_type": "default"} | rope_scaling.rope_type
+su | config | rope_scaling | {"type": "su"} | 'su'
+two bases that differ | config | rope_parameters | {"rope_type": "default", "rope_theta": 1e4} | rope_parameters.rope_theta
+parameters per kind of layer | config | rope_parameters | {"full_attention": {"rope_type": "default"}} | rope_parameters
+half a head rotated | config | partial_rotary_factor | 0.5 | partial_rotary_factor
+half a head rotated, inside | config | rope_parameters | {"rope_type": "default", "partial_rotary_factor": 0.5} | rope_parameters.partial_rotary_factor
+a missing head that is not tied | config and weights | tie_word_embeddings | false | lm_head.weight
+a vocabulary larger than the embedding | config and weights | vocab_size | 513 | model.embed_tokens.weight
+a feed-forward width other than the tensors' | config and weights | intermediate_size | 120 | mlp.gate_proj.weight
+more layers than there are tensors | config and weights | num_hidden_layers | 4 | model.layers.3.
+fewer layers than there are tensors | config and weights | num_hidden_layers | 2 | model.layers.2.
+a head size other than the tensors' | config and weights | head_dim | 16 | self_attn.q_proj.weight
+dynamic scaling | dynamic | factor | 2.0 | 'dynamic'
+longrope | longrope | factor | 2.0 | 'longrope'
+linear scaling | linear | factor | 2.0 | 'linear'
+an unknown kind of scaling | mrope | factor | 2.0 | 'mrope'
+a yarn factor of 0 | yarn | factor | 0 | rope_scaling.factor
+a yarn factor below 1 | yarn | factor | 0.5 | rope_scaling.factor
+yarn over positions with a fraction | yarn | original_max_position_embeddings | 256.5 | original_max_position_embeddings
+yarn with its betas swapped | yarn | beta_fast | 0.5 | rope_scaling.beta_fast
+yarn with a beta of 0 | yarn | beta_slow | 0 | rope_scaling.beta_slow
+yarn with an mscale below 0 | yarn | mscale | -1 | rope_scaling.mscale
+yarn with an attention factor of 0 | yarn | attention_factor | 0 | rope_scaling.attention_factor
+yarn with truncate in words | yarn | truncate | "no" | rope_scaling.truncate
+llama3 without a factor | llama3 | factor | null | rope_scaling.factor
+llama3 with its bounds swapped | llama3 | low_freq_factor | 5.0 | rope_scaling.high_freq_factor
+llama3 with equal bounds | llama3 | low_freq_factor | 4.0 | rope_scaling.high_freq_factor
+llama3 without its first length | llama3 | original_max_position_embeddings | null | original_max_position_embeddings
+a temperature below 0 | generation | temperature | -1 | temperature
+a temperature beyond f32 | generation | temperature | 1e300 | temperature
+a temperature in words | generation | temperature | "hot" | temperature
+a top_k below 0 | generation | top_k | -1 | top_k
+a top_k with a fraction | generation | top_k | 20.5 | top_k
+a top_p of 0 | generation | top_p | 0.0 | top_p
+a top_p above 1 | generation | top_p | 1.5 | top_p
+a min_p above 1 | generation | min_p | 2 | min_p
+a min_p below 0 | generation | min_p | -0.1 | min_p
+do_sample as a number | generation | do_sample | 1 | do_sample
+an end id for sampling beyond the vocabulary | generation | eos_token_id | 99999 | eos_token_id
+end ids in a list of lists | generation | eos_token_id | [[2]] | eos_token_id
+an unknown key at a tensor | model.norm.weight | strides | [1] | model.norm.weight
+an unknown type | model.norm.weight | dtype | "F12" | model.norm.weight
+a dimension below 0 | model.norm.weight | shape | [-64] | model.norm.weight
+a dimension with a fraction | model.norm.weight | shape | [64.0] | model.norm.weight
+a shape whose product overflows | model.norm.weight | shape | [8589934592, 8589934592] | model.norm.weight
+a shape whose bytes overflow | model.norm.weight | shape | [4611686018427387904] | model.norm.weight
+nine dimensions | model.norm.weight | shape | [64, 1, 1, 1, 1, 1, 1, 1, 1] | model.norm.weight
+a shape that does not fit its bytes | model.norm.weight | shape | [63] | model.norm.weight
+offsets below 0 | model.norm.weight | data_offsets | [-2, 126] | model.norm.weight
+offsets the wrong way round | model.norm.weight | data_offsets | [128, 0] | model.norm.weight
+offsets beyond the file | model.norm.weight | data_offsets | [1073741824, 1073741952] | model.norm.weight
+offsets up to 2^64 - 1 | model.norm.weight | data_offsets | [18446744073709551487, 18446744073709551615] | model.norm.weight
+three offsets | model.norm.weight | data_offsets | [0, 128, 256] | model.norm.weight
+two tensors over the same bytes | model.norm.weight | data_offsets | [0, 128] | overlap
+a matrix the other way round | model.layers.0.self_attn.q_proj.weight | shape | [64, 128] | model.layers.0.self_attn.q_proj.weight
+a matrix as a vector | model.layers.0.self_attn.q_proj.weight | shape | [8192] | model.layers.0.self_attn.q_proj.weight
+weights in integers | model.layers.0.self_attn.q_proj.weight | dtype | "I16" | I16
+a weight map of numbers | index | model.norm.weight | 2 | weight_map
+a shard in another folder | index | model.norm.weight | "../x.safetensors" | model.norm.weight
+a shard with an absolute path | index | model.norm.weight | "/x.safetensors" | model.norm.weight
+a hidden shard | index | model.norm.weight | ".x.safetensors" | model.norm.weight
+a shard without a name | index | model.norm.weight | ".safetensors" | model.norm.weight
+a shard of another kind | index | model.norm.weight | "pytorch_model.bin" | model.norm.weight
+a shard with a line break in its name | index | model.norm.weight | "a\n.safetensors" | model.norm.weight
+"#;
+
+fn value_rows() -> Vec<Row> {
+    let row_of = |line: &'static str| {
+        let cells: Vec<_> = line.split(" | ").collect();
+        let [name, place, key, value, said] = cells[..] else {
+            panic!("five cells: {line}");
+        };
+        let value: Value = serde_json::from_str(value).expect("a value in JSON");
+        match place {
+            "config" => row(name, CONFIG, said, set(key, value)),
+            "config and weights" => row(name, SINGLE, said, set(key, value)),
+            "generation" => row(name, GENERATION, said, set_generation(key, value)),
+            "index" => row2(name, INDEX, said, move |dir| {
+                edit_index(dir, |map| drop(map.insert(key.into(), value.clone())));
+            }),
+            tensor if tensor.contains('.') => {
+                row(name, SINGLE, said, set_tensor(tensor, key, value))
+            }
+            kind => row(name, CONFIG, said, set_rope(kind, key, value)),
+        }
+    };
+    VALUES.trim().lines().map(row_of).collect()
+}
+
+fn config_rows() -> Vec<Row> {
+    let c = CONFIG;
+    vec![
+        row("no config", c, "file", |dir| remove(dir, CONFIG)),
+        row("an empty config", c, "JSON", |dir| write(dir, CONFIG, "")),
+        row("a config cut in half", c, "JSON", |dir| {
+            let bytes = read(dir, CONFIG);
+            write(dir, CONFIG, &bytes[..bytes.len() / 2]);
+        }),
+        row("a config that is a list", c, "JSON", |dir| {
+            write(dir, CONFIG, "[1]");
+        }),
+        row("a config with text after its end", c, "JSON", |dir| {
+            write(dir, CONFIG, [read(dir, CONFIG), b"{}".to_vec()].concat());
+        }),
+        row("a config that is not UTF-8", c, "UTF-8", |dir| {
+            write(dir, CONFIG, b"{\"model_type\": \"\xff\"}");
+        }),
+        row("a config with a byte order mark", c, "JSON", |dir| {
+            write(
+                dir,
+                CONFIG,
+                [b"\xef\xbb\xbf".to_vec(), read(dir, CONFIG)].concat(),
+            );
+        }),
+        row("a config of 2 MiB", c, "file length", |dir| {
+            write(
+                dir,
+                CONFIG,
+                [read(dir, CONFIG), vec![b' '; 2 << 20]].concat(),
+            );
+        }),
+        row("a config of a terabyte", c, "file length", |dir| {
+            write_sparse(dir, CONFIG, 1 << 40);
+        }),
+        row("a config that nests 65 levels", c, "levels", |dir| {
+            write(
+                dir,
+                CONFIG,
+                format!("{{\"a\":{}{}}}", "[".repeat(64), "]".repeat(64)),
+            );
+        }),
+        row("a config that nests 500,000 levels", c, "levels", |dir| {
+            write(dir, CONFIG, format!("{{\"a\":{}", "[".repeat(500_000)));
+        }),
+        row("a key that is there twice", c, "hidden_size", |dir| {
+            let text = String::from_utf8(read(dir, CONFIG)).expect("text");
+            write(dir, CONFIG, text.replacen('{', "{\"hidden_size\": 64,", 1));
+        }),
+        row("a number beyond f64", c, "JSON", |dir| {
+            write(
+                dir,
+                CONFIG,
+                "{\"model_type\": \"qwen3\", \"rope_theta\": 1e999}",
+            );
+        }),
+        row("NaN in place of a number", c, "JSON", |dir| {
+            write(
+                dir,
+                CONFIG,
+                "{\"model_type\": \"qwen3\", \"rms_norm_eps\": NaN}",
+            );
+        }),
+        row("a config that is a folder", c, "file", |dir| {
+            remove(dir, CONFIG);
+            fs::create_dir(dir.join(CONFIG)).expect("a folder");
+        }),
+        on(
+            "llama",
+            "heads that do not divide the hidden size",
+            c,
+            "num_attention_heads",
+            |dir| {
+                set("head_dim", Value::Null)(dir);
+                set("num_key_value_heads", json!(1))(dir);
+                set("num_attention_heads", json!(3))(dir);
+            },
+        ),
+        row("a sliding window", c, "sliding_window 64", |dir| {
+            set("sliding_window", json!(64))(dir);
+            set("use_sliding_window", json!(true))(dir);
+            set("max_window_layers", json!(1))(dir);
+        }),
+    ]
+}
+
+fn rope_rows() -> Vec<Row> {
+    let c = CONFIG;
+    vec![
+        row("two spellings that differ", c, "contradicts", |dir| {
+            set_rope("yarn", "factor", json!(2.0))(dir);
+            set("rope_parameters", json!({"rope_type": "default"}))(dir);
+        }),
+        row(
+            "yarn over more than all positions",
+            c,
+            "original_max_position_embeddings",
+            |dir| {
+                set(
+                    "rope_scaling",
+                    json!({"type": "yarn", "original_max_position_embeddings": 4096}),
+                )(dir);
+            },
+        ),
+        row("yarn with a base of 1", c, "rope_theta", |dir| {
+            set_rope("yarn", "factor", json!(2))(dir);
+            set("rope_theta", json!(1.0))(dir);
+        }),
+    ]
+}
+
+fn generation_rows() -> Vec<Row> {
+    let g = GENERATION;
+    vec![
+        row("a generation config that is empty", g, "JSON", |dir| {
+            write(dir, GENERATION, "");
+        }),
+        row("a generation config of 2 MiB", g, "file length", |dir| {
+            write(dir, GENERATION, vec![b' '; 2 << 20]);
+        }),
+    ]
+}
+
+fn header_rows() -> Vec<Row> {
+    let s = SINGLE;
+    vec![
+        row("no weights", s, "file", |dir| remove(dir, SINGLE)),
+        row("an empty weight file", s, "header length", |dir| {
+            write(dir, SINGLE, "");
+        }),
+        row("seven bytes", s, "header length", |dir| {
+            write(dir, SINGLE, [0; 7]);
+        }),
+        row("a header of no bytes", s, "header", |dir| {
+            write(dir, SINGLE, [0; 8]);
+        }),
+        row("a header of 2^64 - 1 bytes", s, "header length", |dir| {
+            write(dir, SINGLE, u64::MAX.to_le_bytes());
+        }),
+        row("a header of 100,000,001 bytes", s, "header length", |dir| {
+            let mut bytes = vec![0; 1 << 10];
+            bytes[..8].copy_from_slice(&100_000_001_u64.to_le_bytes());
+            write(dir, SINGLE, bytes);
+        }),
+        row("a header of 17 MiB", s, "header length", |dir| {
+            write(dir, SINGLE, whole(vec![b' '; 17 << 20], &[]));
+        }),
+        row("a header longer than its file", s, "header length", |dir| {
+            let mut bytes = read(dir, SINGLE);
+            let len = bytes.len() as u64 - 7;
+            bytes[..8].copy_from_slice(&len.to_le_bytes());
+            write(dir, SINGLE, bytes);
+        }),
+        row("a web page", s, "header length", |dir| {
+            write(dir, SINGLE, "<!DOCTYPE html><html>not found</html>");
+        }),
+        row("a pointer of git-lfs", s, "header length", |dir| {
+            write(
+                dir,
+                SINGLE,
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            );
+        }),
+        row("a header that is not UTF-8", s, "UTF-8", |dir| {
+            write(dir, SINGLE, whole(b"{\"\xff\":1}", &[]));
+        }),
+        row("a header that is a list", s, "header", |dir| {
+            write(dir, SINGLE, whole("[]", &[]));
+        }),
+        row("a space before the header", s, "header", |dir| {
+            edit_text(dir, |t| format!(" {t}"));
+        }),
+        row("a line break after the header", s, "header", |dir| {
+            edit_text(dir, |t| format!("{t}\n"));
+        }),
+        row("a second object after the header", s, "header", |dir| {
+            edit_text(dir, |t| format!("{t}{{}}"));
+        }),
+        row("a header that nests 10,000 levels", s, "levels", |dir| {
+            write(
+                dir,
+                SINGLE,
+                whole(format!("{{\"a\":{}}}", "[".repeat(10_000)), &[]),
+            );
+        }),
+        row("a tensor that is there twice", s, NORM, |dir| {
+            edit_text(dir, |t| {
+                let info = r#"{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}"#;
+                t.replacen('{', &format!("{{\"{NORM}\":{info},"), 1)
+            });
+        }),
+        row("metadata that is not text", s, "__metadata__", |dir| {
+            edit_header(dir, |h| {
+                drop(h.insert("__metadata__".into(), json!({"format": 1})));
+            });
+        }),
+        row(
+            "a metadata key that is there twice",
+            s,
+            "__metadata__",
+            |dir| {
+                edit_text(dir, |t| {
+                    t.replace("\"format\":\"pt\"", "\"format\":\"pt\",\"format\":\"tf\"")
+                });
+            },
+        ),
+        row("a key that is there twice at a tensor", s, "dtype", |dir| {
+            edit_text(dir, |t| {
+                t.replacen("\"dtype\":", "\"dtype\":\"F32\",\"dtype\":", 1)
+            });
+        }),
+        row(
+            "2^20 dimensions",
+            s,
+            NORM,
+            set_tensor(NORM, "shape", json!(vec![1; 1 << 20])),
+        ),
+        row("a tensor without a shape", s, NORM, |dir| {
+            edit_header(dir, |h| {
+                h[NORM].as_object_mut().expect("a tensor").remove("shape");
+            });
+        }),
+        row("a tensor that is a list", s, NORM, |dir| {
+            edit_header(dir, |h| h[NORM] = json!(["BF16", [64], [0, 128]]));
+        }),
+        row("a hole between tensors", s, "hole", |dir| {
+            edit_header(dir, |h| drop(h.remove(UP1)));
+        }),
+        row("a byte too many", s, "file length", |dir| {
+            write(dir, SINGLE, [read(dir, SINGLE), vec![0]].concat());
+        }),
+        row("a byte too few", s, "data_offsets", |dir| {
+            let bytes = read(dir, SINGLE);
+            write(dir, SINGLE, &bytes[..bytes.len() - 1]);
+        }),
+        row(
+            "a name that climbs",
+            s,
+            "../../etc/passwd",
+            add("../../etc/passwd", "U8", json!([1]), 1),
+        ),
+        row(
+            "a name with a NUL",
+            s,
+            "a\\u{0}b",
+            add("a\0b", "U8", json!([1]), 1),
+        ),
+        row("an empty name", s, "name has", add("", "U8", json!([1]), 1)),
+        row("a name of a megabyte", s, "name has", |dir| {
+            edit_tensors(dir, SINGLE, |all| {
+                all.push((
+                    "x".repeat(1 << 20),
+                    json!({"dtype": "U8", "shape": [1]}),
+                    vec![0],
+                ));
+            });
+        }),
+        row("400,000 empty tensors", s, "header length", |dir| {
+            write(dir, SINGLE, empties(400_000));
+        }),
+        row("200,001 empty tensors", s, "200000 tensors", |dir| {
+            write(dir, SINGLE, empties(200_001));
+        }),
+        row("a weight file that is a folder", s, "file", |dir| {
+            remove(dir, SINGLE);
+            fs::create_dir(dir.join(SINGLE)).expect("a folder");
+        }),
+    ]
+}
+
+/// A file of empty tensors, each with a short name.
+fn empties(n: usize) -> Vec<u8> {
+    let all: Vec<_> = (0..n)
+        .map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"))
+        .collect();
+    whole(format!("{{{}}}", all.join(",")), &[])
+}
+
+fn tensor_rows() -> Vec<Row> {
+    let s = SINGLE;
+    vec![
+        row("a missing weight", s, UP1, take(UP1)),
+        row(
+            "a missing embedding",
+            s,
+            "model.embed_tokens.weight",
+            take("model.embed_tokens.weight"),
+        ),
+        row(
+            "one norm on queries missing",
+            s,
+            "model.layers.1.self_attn.q_norm.weight",
+            take("model.layers.1.self_attn.q_norm.weight"),
+        ),
+        on(
+            "qwen2",
+            "one bias missing",
+            s,
+            "model.layers.2.self_attn.k_proj.bias",
+            take("model.layers.2.self_attn.k_proj.bias"),
+        ),
+        on(
+            "llama",
+            "a missing head",
+            s,
+            "lm_head.weight",
+            take("lm_head.weight"),
+        ),
+        row(
+            "an expert",
+            s,
+            "model.layers.0.mlp.experts.0.up_proj.weight",
+            add(
+                "model.layers.0.mlp.experts.0.up_proj.weight",
+                "BF16",
+                json!([1]),
+                2,
+            ),
+        ),
+        row(
+            "packed weights",
+            s,
+            "model.layers.0.mlp.up_proj.qweight",
+            add("model.layers.0.mlp.up_proj.qweight", "I32", json!([1]), 4),
+        ),
+        row(
+            "a bias of the head",
+            s,
+            "lm_head.bias",
+            add("lm_head.bias", "BF16", json!([512]), 1024),
+        ),
+        row(
+            "a norm after the feed-forward block",
+            s,
+            "post_feedforward_layernorm",
+            add(
+                "model.layers.0.post_feedforward_layernorm.weight",
+                "BF16",
+                json!([64]),
+                128,
+            ),
+        ),
+        row("weights in f8", s, "F8_E4M3", |dir| {
+            set_tensor(NORM, "dtype", json!("F8_E4M3"))(dir);
+            set_tensor(NORM, "shape", json!([128]))(dir);
+        }),
+        row("weights in f64", s, "F64", |dir| {
+            set_tensor(NORM, "dtype", json!("F64"))(dir);
+            set_tensor(NORM, "shape", json!([16]))(dir);
+        }),
+        row(
+            "NaN in a weight",
+            s,
+            "NaN at element 5 of",
+            poke(Q0, 10, [0xc0, 0x7f]),
+        ),
+        row(
+            "infinity in a weight",
+            s,
+            "infinity at element 0 of",
+            poke(NORM, 0, [0x80, 0xff]),
+        ),
+        row(
+            "NaN in the second piece of a weight",
+            s,
+            "NaN at element 32767 of",
+            poke("model.embed_tokens.weight", 65_534, [0x81, 0x7f]),
+        ),
+        on(
+            "llama",
+            "NaN in an f16 weight",
+            s,
+            "NaN at element 1 of",
+            poke(NORM, 2, [0x01, 0x7c]),
+        ),
+        on(
+            "qwen2",
+            "infinity in an f32 weight",
+            s,
+            "infinity at element 1 of",
+            |dir| {
+                poke(NORM, 4, [0, 0])(dir);
+                poke(NORM, 6, [0x80, 0x7f])(dir);
+            },
+        ),
+    ]
+}
+
+fn index_rows() -> Vec<Row> {
+    let i = INDEX;
+    let mut rows = vec![
+        row2("an index that is not JSON", i, "JSON", |dir| {
+            write(dir, INDEX, "{");
+        }),
+        row2("an index that is a list", i, "JSON", |dir| {
+            write(dir, INDEX, "[]");
+        }),
+        row2("an index without a weight map", i, "weight_map", |dir| {
+            write(dir, INDEX, "{}");
+        }),
+        row2("an empty weight map", i, "weight_map", |dir| {
+            write(dir, INDEX, r#"{"weight_map": {}}"#);
+        }),
+        row2("a weight map that is a list", i, "weight_map", |dir| {
+            write(dir, INDEX, r#"{"weight_map": ["a"]}"#);
+        }),
+        row2("two weight maps", i, "weight_map", |dir| {
+            let text = String::from_utf8(read(dir, INDEX)).expect("text");
+            write(
+                dir,
+                INDEX,
+                text.replacen('{', "{\"weight_map\": {\"a\": \"b\"},", 1),
+            );
+        }),
+        row2("a tensor twice in the weight map", i, NORM, |dir| {
+            let text = String::from_utf8(read(dir, INDEX)).expect("text");
+            let twice = format!("\"weight_map\":{{\"{NORM}\":\"{FIRST}\",");
+            write(dir, INDEX, text.replacen("\"weight_map\":{", &twice, 1));
+        }),
+        row2("an index that nests 10,000 levels", i, "levels", |dir| {
+            write(dir, INDEX, format!("{{\"metadata\":{}", "[".repeat(10_000)));
+        }),
+        row2("an index of 17 MiB", i, "file length", |dir| {
+            write_sparse(dir, INDEX, 17 << 20);
+        }),
+        row2("600 shards", i, "weight_map", |dir| {
+            edit_index(dir, |map| {
+                for n in 0..600 {
+                    map.insert(format!("t{n}"), json!(format!("{n}.safetensors")));
+                }
+            });
+        }),
+        row2("a missing shard", SECOND, "file", |dir| remove(dir, SECOND)),
+        row2("a cut shard", SECOND, "data_offsets", |dir| {
+            let bytes = read(dir, SECOND);
+            write(dir, SECOND, &bytes[..bytes.len() - 100]);
+        }),
+        row2(
+            "a tensor that the shard lacks",
+            i,
+            "model.layers.0.ghost",
+            |dir| {
+                edit_index(dir, |map| {
+                    drop(map.insert("model.layers.0.ghost".into(), json!(FIRST)));
+                });
+            },
+        ),
+        row2(
+            "a tensor in another shard than the index says",
+            i,
+            NORM,
+            |dir| {
+                edit_index(dir, |map| drop(map.insert(NORM.into(), json!(FIRST))));
+            },
+        ),
+        row2("a tensor that the index lacks", SECOND, NORM, |dir| {
+            edit_index(dir, |map| drop(map.remove(NORM)));
+        }),
+        row2(
+            "a tensor in two shards",
+            SECOND,
+            "model.embed_tokens.weight",
+            |dir| {
+                let first = tensors(&read(dir, FIRST));
+                edit_tensors(dir, SECOND, |all| all.push(first[0].clone()));
+            },
+        ),
+    ];
+    if cfg!(unix) {
+        rows.extend(link_rows());
+    }
+    rows
+}
+
+/// Replaces a file of the copy by a link.
+fn link(dir: &Path, file: &str, target: impl AsRef<Path>) {
+    let _ = fs::remove_file(dir.join(file));
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(target, dir.join(file)).expect("a link");
+    #[cfg(not(unix))]
+    let _ = target;
+}
+
+fn link_rows() -> Vec<Row> {
+    vec![
+        row(
+            "a config that links out of the folder",
+            CONFIG,
+            "link",
+            |dir| {
+                let target = fs::canonicalize(golden("qwen3").join(CONFIG)).expect("a golden file");
+                link(dir, CONFIG, target);
+            },
+        ),
+        row(
+            "weights that link out of the folder",
+            SINGLE,
+            "link",
+            |dir| {
+                let target = fs::canonicalize(golden("qwen3").join(SINGLE)).expect("a golden file");
+                link(dir, SINGLE, target);
+            },
+        ),
+        row("weights that link to nothing", SINGLE, "link", |dir| {
+            link(dir, SINGLE, "nothing");
+        }),
+        row("weights that link to themselves", SINGLE, "link", |dir| {
+            link(dir, SINGLE, SINGLE);
+        }),
+        row(
+            "weights that link to an endless device",
+            SINGLE,
+            "link",
+            |dir| {
+                link(dir, SINGLE, "/dev/zero");
+            },
+        ),
+        row2(
+            "a shard that links out of the folder",
+            SECOND,
+            "link",
+            |dir| {
+                let target = fs::canonicalize(golden("qwen3").join(SINGLE)).expect("a golden file");
+                link(dir, SECOND, target);
+            },
+        ),
+    ]
+}
+
+#[test]
+fn every_kind_of_damage_is_refused_on_one_line_that_names_it() {
+    let mut rows = value_rows();
+    rows.extend(config_rows());
+    rows.extend(rope_rows());
+    rows.extend(generation_rows());
+    rows.extend(header_rows());
+    rows.extend(tensor_rows());
+    rows.extend(index_rows());
+    let mut names: Vec<_> = rows.iter().map(|row| row.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    eprintln!("{} kinds of damage", names.len());
+    assert!(names.len() >= 60, "only {} kinds", names.len());
+    assert_eq!(names.len(), rows.len(), "a name is used twice");
+
+    let mut wrong = Vec::new();
+    for row in rows {
+        let copy = copy_of(row.model);
+        model::check(copy.path()).expect("the copy is good before it is damaged");
+        (row.damage)(copy.path());
+        let start = Instant::now();
+        let result = model::check(copy.path());
+        let took = start.elapsed();
+        if took > PATIENCE {
+            wrong.push(format!("{}: took {took:?}", row.name));
+        }
+        match result {
+            Ok(_) => wrong.push(format!("{}: accepted", row.name)),
+            Err(error) => {
+                let line = error.to_string();
+                let path = copy.path().join(row.file).display().to_string();
+                let rest = line.strip_prefix(&path).unwrap_or_default();
+                if !rest.contains(row.field) || line.contains('\n') || error.exit_code() != 3 {
+                    wrong.push(format!("{}: said: {line}", row.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_golden_models_are_good() {
+    for model in ["qwen2", "qwen3", "llama", "../plain_qwen2/model"] {
+        let files = model::check(golden(model)).expect("a golden model is good");
+        assert_eq!(
+            files.eos(),
+            [2],
+            "{model}: the end id of both configs, once"
+        );
+        assert_eq!(files.tensors.is_tied(), model == "qwen3", "{model}: tied");
+        assert_eq!(files.hash().len(), 64, "{model}: SHA-256 in hex");
+        let again = model::check(golden(model)).expect("a golden model is good");
+        assert_eq!(files.hash(), again.hash(), "{model}: the hash is stable");
+    }
+}
+
+#[test]
+fn shards_hold_the_same_tensors_as_one_file() {
+    let (one, two) = (copy_of("qwen3"), copy_of("qwen3+"));
+    let (one, two) = (check_ok(one.path()), check_ok(two.path()));
+    assert_eq!(two.checkpoint.files().count(), 2, "two files");
+    assert_eq!(one.tensors, two.tensors, "the same tensors");
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for want in one.tensors.wants() {
+        let entry = one
+            .checkpoint
+            .expect(&want.name, &[&want.shape])
+            .expect("a tensor");
+        let rows = entry.n_rows();
+        one.checkpoint
+            .read_rows(&want.name, 0, rows, &mut a)
+            .expect("data");
+        two.checkpoint
+            .read_rows(&want.name, 0, rows, &mut b)
+            .expect("data");
+        assert_eq!(a, b, "{}: the data differs", want.name);
+        one.checkpoint
+            .read_rows(&want.name, rows - 1, 1, &mut b)
+            .expect("data");
+        assert_eq!(
+            a[a.len() - b.len()..],
+            b,
+            "{}: the last row differs",
+            want.name
+        );
+        let mut pieces: Vec<u8> = Vec::new();
+        let collect = |_, bytes: &[u8]| -> Result<()> {
+            pieces.extend(bytes);
+            Ok(())
+        };
+        one.checkpoint
+            .read_pieces(&want.name, 1001, collect)
+            .expect("data");
+        assert_eq!(a, pieces, "{}: the pieces differ", want.name);
+    }
+}
+
+#[track_caller]
+fn check_ok(dir: &Path) -> ModelFiles {
+    model::check(dir).expect("the model is good")
+}
+
+#[test]
+fn what_is_only_unusual_is_accepted() {
+    type Change = Box<dyn Fn(&Path)>;
+    let rows: Vec<(&str, Change)> = vec![
+        (
+            "no generation config",
+            Box::new(|dir| remove(dir, GENERATION)),
+        ),
+        (
+            "a head beside a tie",
+            Box::new(add("lm_head.weight", "BF16", json!([512, 64]), 65_536)),
+        ),
+        (
+            "old rope tables",
+            Box::new(add(
+                "model.layers.0.self_attn.rotary_emb.inv_freq",
+                "F32",
+                json!([16]),
+                64,
+            )),
+        ),
+        (
+            "a tensor of something else",
+            Box::new(add("vision.weight", "U8", json!([3]), 3)),
+        ),
+        (
+            "no word on tying",
+            Box::new(set("tie_word_embeddings", Value::Null)),
+        ),
+        (
+            "an index beside the single file",
+            Box::new(|dir| write(dir, INDEX, "{}")),
+        ),
+        (
+            "a header without metadata",
+            Box::new(|dir| {
+                edit_header(dir, |h| drop(h.remove("__metadata__")));
+            }),
+        ),
+        (
+            "a header of odd length",
+            Box::new(|dir| {
+                edit_text(dir, |t| {
+                    let pad = if t.len().is_multiple_of(2) { " " } else { "" };
+                    format!("{t}{pad}  ")
+                });
+            }),
+        ),
+    ];
+    let good = check_ok(copy_of("qwen3").path());
+    for (name, change) in rows {
+        let copy = copy_of("qwen3");
+        change(copy.path());
+        match model::check(copy.path()) {
+            Ok(files) => assert_eq!(files.tensors, good.tensors, "{name}: other tensors"),
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_into_the_blobs_of_the_same_repository_are_followed_and_no_others() {
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let repo = cache.path().join("models--a--b");
+    let snapshot = repo.join("snapshots/0123");
+    for dir in [&repo.join("blobs"), &snapshot] {
+        fs::create_dir_all(dir).expect("a folder");
+    }
+    for file in [CONFIG, GENERATION, SINGLE] {
+        let blob = repo.join("blobs").join(format!("sha-{file}"));
+        fs::copy(golden("qwen3").join(file), blob).expect("a copy");
+        link(&snapshot, file, format!("../../blobs/sha-{file}"));
+    }
+    check_ok(&snapshot);
+
+    // A blob of another repository, and a blob that is itself a link out.
+    let other = cache.path().join("models--c--d/blobs");
+    fs::create_dir_all(&other).expect("a folder");
+    fs::copy(golden("qwen3").join(SINGLE), other.join("x")).expect("a copy");
+    for target in ["../../../models--c--d/blobs/x", "../../blobs/out"] {
+        link(&repo.join("blobs"), "out", other.join("x"));
+        link(&snapshot, SINGLE, target);
+        let line = refused(model::check(&snapshot));
+        assert!(
+            line.contains("model.safetensors: link: "),
+            "{target}: said: {line}"
+        );
+    }
+}
+
+fn refused(result: Result<ModelFiles>) -> String {
+    match result {
+        Ok(_) => panic!("a bad model was accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_place_of_a_file_is_refused_without_waiting() {
+    let copy = copy_of("qwen3");
+    remove(copy.path(), SINGLE);
+    let made = std::process::Command::new("mkfifo")
+        .arg(copy.path().join(SINGLE))
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no mkfifo");
+        return;
+    }
+    let line = refused(model::check(copy.path()));
+    assert!(line.contains("is not a regular file"), "said: {line}");
+}
+
+#[test]
+fn a_header_is_refused_at_every_length_of_its_file_but_its_own() {
+    let path = golden("qwen3").join(SINGLE);
+    let bytes = fs::read(&path).expect("a golden file");
+    let (header_len, _) = bytes.split_first_chunk::<8>().expect("a good file");
+    let data_start = 8 + usize::try_from(u64::from_le_bytes(*header_len)).expect("small");
+    let parse = |len: usize| {
+        // A reader of the file would have as much of the header as there is.
+        Header::parse(&path, &bytes[..len.min(data_start)], len as u64)
+    };
+    let good = parse(bytes.len()).expect("the whole file is good");
+    assert_eq!(good.tensors.len(), 35, "the tensors of the golden model");
+    let accepted = (0..bytes.len())
+        .into_par_iter()
+        .find_any(|&len| parse(len).is_ok());
+    assert_eq!(accepted, None, "a cut file was accepted");
+}
+
+#[test]
+fn a_cut_weight_file_is_refused_by_the_whole_check() {
+    let copy = copy_of("qwen3");
+    let path = copy.path().join(SINGLE);
+    let len = fs::metadata(&path).expect("a file").len();
+    // A thousand lengths, from long to short, so that one file serves for all.
+    for cut in 1..=1000 {
+        let left = len - len * cut / 1000;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("a file");
+        file.set_len(left).expect("a shorter file");
+        let error = model::check(copy.path()).expect_err("a cut file must be refused");
+        assert!(
+            matches!(error, Error::BadFile { .. }),
+            "{left} bytes: {error}"
+        );
+    }
+}
+
+#[test]
+fn any_changed_byte_of_a_header_is_an_error_or_the_same_tensors() {
+    let bytes = fs::read(golden("qwen3").join(SINGLE)).expect("a golden file");
+    let (header_len, _) = bytes.split_first_chunk::<8>().expect("a good file");
+    let end = 8 + usize::try_from(u64::from_le_bytes(*header_len)).expect("small");
+    let good = check_ok(&golden("qwen3"));
+    let changes: Vec<_> = (0..end)
+        .flat_map(|at| [0x01, 0x20, 0x80].map(|bits| (at, bits)))
+        .collect();
+    // Each run of changes has its own copy, and undoes a change before the next.
+    changes.par_chunks(1024).for_each(|changes| {
+        let copy = copy_of("qwen3");
+        let mut file = bytes.clone();
+        for &(at, bits) in changes {
+            file[at] ^= bits;
+            write(copy.path(), SINGLE, &file);
+            file[at] ^= bits;
+            let start = Instant::now();
+            if let Ok(files) = model::check(copy.path()) {
+                assert_eq!(files.tensors, good.tensors, "byte {at} ^ {bits}");
+                assert_eq!(
+                    files.checkpoint.tensors(),
+                    good.checkpoint.tensors(),
+                    "byte {at} ^ {bits}"
+                );
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "byte {at} ^ {bits} took too long"
+            );
+        }
+    });
+}
+
+#[test]
+fn any_changed_byte_of_a_small_file_is_an_error_or_a_model() {
+    for file in [CONFIG, GENERATION] {
+        let copy = copy_of("qwen3");
+        let good = read(copy.path(), file);
+        // Without its last line break a file is still whole.
+        for at in 0..good.trim_ascii_end().len() {
+            for bits in [0x01, 0x20, 0x80] {
+                let mut bytes = good.clone();
+                bytes[at] ^= bits;
+                write(copy.path(), file, &bytes);
+                // Whatever it says, it must say it without a panic.
+                if let Err(error) = ModelFiles::open(copy.path()) {
+                    let line = error.to_string();
+                    assert!(!line.contains('\n'), "{file}: byte {at}: said: {line}");
+                }
+            }
+            write(copy.path(), file, &good[..at]);
+            let line = refused(ModelFiles::open(copy.path()));
+            assert!(line.contains(file), "{file}: cut at {at}: said: {line}");
+        }
+    }
+}

@@ -5,6 +5,9 @@ pub mod device;
 pub mod error;
 pub mod model;
 pub mod ops;
+pub mod protocol;
+pub mod sampler;
+pub mod text;
 
 pub use error::{Error, Result};
 

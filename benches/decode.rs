@@ -85,9 +85,7 @@ fn main() {
             .map(|i| u32::try_from(i * 37 % 4000).unwrap())
             .collect();
         let started = Instant::now();
-        engine
-            .prefill(prompt, &tokens, Logits::None, &|| false)
-            .unwrap();
+        engine.prefill(prompt, &tokens, Logits::None).unwrap();
         let prefill = args.context as f64 / started.elapsed().as_secs_f64();
         engine.cache.pages.close(prompt);
         let shared = Shared {

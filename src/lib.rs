@@ -7,6 +7,7 @@ pub mod model;
 pub mod ops;
 pub mod protocol;
 pub mod sampler;
+pub mod session;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -86,9 +86,7 @@ fn run_plain(
 ) -> Tally {
     let mut tally = Tally::default();
     let block = engine.cache.pages.open();
-    let got = engine
-        .prefill(block, &case.input_ids, Logits::All, &|| false)
-        .unwrap();
+    let got = engine.prefill(block, &case.input_ids, Logits::All).unwrap();
     let want: Vec<&[f32]> = rows(&expected["prefill"]).collect();
     assert_eq!(got.len(), want.len(), "one row for each input");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
@@ -103,7 +101,7 @@ fn run_plain(
     {
         tally.greedy(&last, &[], token);
         last = engine
-            .prefill(block, &[token], Logits::Last, &|| false)
+            .prefill(block, &[token], Logits::Last)
             .unwrap()
             .remove(0);
         tally.logits(&last, want, &format!("decode {i}"));

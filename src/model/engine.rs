@@ -90,8 +90,6 @@ impl Engine {
     /// Feeds tokens to the end of a block that sees nothing but itself, in as many passes as it takes;
     /// returns the wanted logits. Where it is cut changes no bit.
     ///
-    /// `interrupted` is asked between passes; if it says so, the rest is not fed.
-    ///
     /// # Errors
     /// Those of [`Engine::pass`].
     pub fn prefill(
@@ -99,11 +97,10 @@ impl Engine {
         block: BlockId,
         tokens: &[TokenId],
         logits: Logits,
-        interrupted: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<f32>>> {
         let mut out = Vec::new();
         let mut rest = tokens;
-        while !rest.is_empty() && !interrupted() {
+        while !rest.is_empty() {
             let splits = self.cache.pages.len(block) / SPLIT + 2;
             let n = (PREFILL_PAIRS / splits)
                 .clamp(16, PREFILL_ROWS)

@@ -1,0 +1,641 @@
+//! A session: workers, one cache, one model; the loop that makes them write together.
+//!
+//! [`Session::step`] takes commands, runs one pass and tells what happened. The protocol decides what is
+//! said, the layout who sees it, the engine computes. Invariant: a worker's pending tokens are those of
+//! its text that are not in the cache yet; every other token of its step is.
+
+mod event;
+mod log;
+mod raw;
+mod replay;
+
+use std::sync::Arc;
+
+pub use event::{
+    Command, Event, FORMAT, Header, ModelName, OpeningIds, Reason, Row, RulesName, Settings, Words,
+};
+pub use log::{Log, read_log};
+pub use raw::Raw;
+pub use replay::{Difference, Replayed, replay};
+
+use crate::cache::layout::{Shared, View};
+use crate::cache::pages::{BlockId, PAGE};
+use crate::cache::plan::{Batch, Logits, Turn as Fed};
+use crate::device::DType;
+use crate::model::{Engine, Model};
+use crate::protocol::{AnswerKind, Ending, Finisher, Presence, Protocol, Rules, Turn};
+use crate::sampler::Sampling;
+use crate::text::Stream;
+use crate::{Error, Result, TokenId};
+
+/// Several workers writing together.
+#[derive(Debug)]
+pub struct Session {
+    engine: Engine,
+    protocol: Protocol,
+    settings: Settings,
+    sampling: Sampling,
+    shared: Shared,
+    workers: Vec<Worker>,
+    /// Passes that ran.
+    pass: u64,
+    /// Whether prompt and headers are in the cache.
+    is_open: bool,
+    /// Set once the session shall end, and cleared of nothing after that.
+    ending: Option<Reason>,
+    is_over: bool,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    /// Tokens of its text that are to be fed next.
+    pending: Vec<TokenId>,
+    /// Whether the pending tokens are to be fed although the worker has no turn: a person's words, or
+    /// the last token of one who retired.
+    flush: bool,
+    stream: Stream,
+}
+
+/// How full the cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens in the session's blocks.
+    pub tokens: usize,
+    /// Tokens that it may have.
+    pub context: usize,
+}
+
+impl Settings {
+    /// The sampler that these settings describe.
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+            limit: self.vocab_limit,
+        }
+    }
+
+    /// The storage type of the cache.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is none of `f16`, `bf16` and `f32`.
+    pub fn kv_type(&self) -> Result<DType> {
+        match self.kv_dtype.as_str() {
+            "f16" => Ok(DType::F16),
+            "bf16" => Ok(DType::BF16),
+            "f32" => Ok(DType::F32),
+            other => Err(Error::Usage(format!(
+                "no cache is of type '{other}'; give f16, bf16 or f32"
+            ))),
+        }
+    }
+
+    /// Pages for the context: tokens, and room for the partly filled pages of short steps.
+    fn n_pages(&self) -> usize {
+        let pages = self.context.div_ceil(PAGE);
+        pages + pages / 4 + 64
+    }
+
+    /// An engine with a cache for these settings.
+    ///
+    /// # Errors
+    /// If the device cannot hold the cache, or the model was loaded for a shorter context.
+    pub fn engine(&self, model: Arc<Model>, checked: bool) -> Result<Engine> {
+        if model.n_positions() < self.context {
+            return Err(Error::Usage(format!(
+                "a context of {} tokens needs a model loaded for it, not for {}",
+                self.context,
+                model.n_positions()
+            )));
+        }
+        Engine::new(model, self.kv_type()?, self.n_pages(), checked)
+    }
+}
+
+impl RulesName {
+    /// The name of rules, by which [`RulesName::rules`] finds them again.
+    pub fn new(version: &str, rules: &Rules) -> Self {
+        let answer = match rules.answer {
+            AnswerKind::Number => "number",
+            AnswerKind::Digits => "digits",
+            AnswerKind::Balanced => "text",
+            AnswerKind::Code => "code",
+        };
+        Self {
+            version: version.to_owned(),
+            check_every: rules.check_every,
+            answer: answer.to_owned(),
+            finisher_tokens: rules.finisher_tokens,
+            more_ends: rules.more_ends.clone(),
+        }
+    }
+
+    /// The rules of this name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no such version or kind of answer.
+    pub fn rules(&self) -> Result<Rules> {
+        let rules = match self.version.as_str() {
+            "main" => Rules::main(),
+            "fast" => Rules::fast(),
+            other => {
+                return Err(Error::Usage(format!(
+                    "no rules are called '{other}'; give main or fast"
+                )));
+            }
+        };
+        let rules = match self.answer.as_str() {
+            "number" => rules,
+            "digits" => Rules {
+                answer: AnswerKind::Digits,
+                ..rules
+            },
+            "text" => Rules {
+                answer: AnswerKind::Balanced,
+                ..rules
+            },
+            "code" => rules.for_code(),
+            other => {
+                let all = "number, digits, text or code";
+                return Err(Error::Usage(format!(
+                    "no kind of answer is called '{other}'; give {all}"
+                )));
+            }
+        };
+        Ok(Rules {
+            check_every: self.check_every,
+            finisher_tokens: self.finisher_tokens,
+            more_ends: self.more_ends.clone(),
+            ..rules
+        })
+    }
+}
+
+impl Session {
+    /// A session that has not begun.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if prompt, opening words and early answer do not fit the context;
+    /// [`Error::Usage`] if a setting makes no sense.
+    pub fn new(mut engine: Engine, protocol: Protocol, settings: Settings) -> Result<Self> {
+        let sampling = settings.sampling();
+        sampling.check()?;
+        let pages = &mut engine.cache.pages;
+        let shared = Shared {
+            history: vec![pages.open()],
+            header_others: pages.open(),
+            header_own: pages.open(),
+            own: (0..protocol.n_workers()).map(|_| pages.open()).collect(),
+        };
+        let words = &protocol.opening().words;
+        let worker = |words: &Vec<TokenId>| Worker {
+            pending: words.clone(),
+            ..Worker::default()
+        };
+        let workers = words.iter().map(worker).collect();
+        let session = Self {
+            engine,
+            protocol,
+            settings,
+            sampling,
+            shared,
+            workers,
+            pass: 0,
+            is_open: false,
+            ending: None,
+            is_over: false,
+        };
+        let opening = session.protocol.opening();
+        let headers = opening.header_others.len() + opening.header_own.len();
+        let words: usize = opening.words.iter().map(Vec::len).sum();
+        let need = opening.prompt.len() + headers + words + session.reserve();
+        if need > session.settings.context {
+            return Err(Error::Limit {
+                what: format!("the prompt of {} tokens", opening.prompt.len()),
+                need: format!("{need} tokens with headers, opening words and the early answer"),
+                have: format!("a context of {}", session.settings.context),
+                advice: "shorten the problem or raise --context".into(),
+            });
+        }
+        Ok(session)
+    }
+
+    /// What the log says before the first event.
+    pub fn header(&self, model: ModelName, rules: RulesName) -> Header {
+        let opening = self.protocol.opening();
+        Header {
+            format: FORMAT,
+            hogwild: env!("CARGO_PKG_VERSION").to_owned(),
+            model,
+            device: self.engine.model().device().name(),
+            settings: self.settings.clone(),
+            rules: Some(rules),
+            names: (0..self.protocol.n_workers())
+                .map(|w| self.protocol.name(w).to_owned())
+                .collect(),
+            opening: OpeningIds {
+                prompt: opening.prompt.clone(),
+                header_others: opening.header_others.clone(),
+                header_own: opening.header_own.clone(),
+                words: opening.words.clone(),
+                ends: Vec::new(),
+            },
+        }
+    }
+
+    /// What was said so far.
+    pub fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    /// The model and the cache.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Passes that ran.
+    pub fn passes(&self) -> u64 {
+        self.pass
+    }
+
+    /// Whether the session is over.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// How full the cache is.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            tokens: self.tokens(),
+            context: self.settings.context,
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
+        let headers = [self.shared.header_others, self.shared.header_own];
+        self.shared
+            .history
+            .iter()
+            .copied()
+            .chain(headers)
+            .chain(self.shared.own.iter().copied())
+    }
+
+    fn tokens(&self) -> usize {
+        self.blocks().map(|b| self.engine.cache.pages.len(b)).sum()
+    }
+
+    /// Tokens that the early answer may need beside what was written: its sentence, its own tokens, and
+    /// some for a text that tokenises longer the second time.
+    fn reserve(&self) -> usize {
+        if !self.settings.early_answer {
+            return 0;
+        }
+        let sentence = self.protocol.rules().finisher.len() / 2;
+        let pivots = 8 * self.protocol.n_workers();
+        let written = self.tokens().max(self.protocol.opening().prompt.len());
+        sentence + pivots + self.protocol.rules().finisher_tokens + 32 + written / 16
+    }
+
+    /// Takes commands, then runs one pass; tells what happened, in order.
+    ///
+    /// The first call also stores prompt and headers. When a pass ends the session, the early answer runs
+    /// within the same call. Without a worker that could write, nothing runs.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a command that makes no sense, before anything runs; those of the device;
+    /// [`Error::NotFinite`] if the model computes no number.
+    pub fn step(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        if self.is_over {
+            return Ok(events);
+        }
+        if !self.is_open {
+            self.open(&mut events)?;
+        }
+        for command in commands {
+            self.command(command, &mut events)?;
+        }
+        if self.ending.is_none() {
+            self.run_pass(&mut events)?;
+        }
+        if self.ending.is_none() && self.pass >= self.settings.max_passes {
+            self.ending = Some(Reason::Budget);
+        }
+        if let Some(reason) = self.ending {
+            self.end(reason, &mut events)?;
+        }
+        Ok(events)
+    }
+
+    /// Stores prompt and headers, each alone in its block.
+    fn open(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let opening = self.protocol.opening().clone();
+        let parts = [
+            (self.shared.history[0], &opening.prompt),
+            (self.shared.header_others, &opening.header_others),
+            (self.shared.header_own, &opening.header_own),
+        ];
+        for (block, tokens) in parts {
+            self.engine.prefill(block, tokens, Logits::None)?;
+            events.push(Event::Prefill {
+                block: block.0,
+                tokens: tokens.len(),
+            });
+        }
+        self.engine.cache.pages.close(self.shared.history[0]);
+        for (worker, ids) in opening.words.iter().enumerate() {
+            self.inserted(worker, Words::Opening, ids.clone(), events);
+        }
+        self.is_open = true;
+        Ok(())
+    }
+
+    fn inserted(&self, worker: usize, what: Words, ids: Vec<TokenId>, events: &mut Vec<Event>) {
+        let text = self.protocol.text().decode(&ids);
+        events.push(Event::Inserted {
+            pass: self.pass,
+            worker,
+            what,
+            ids,
+            text,
+        });
+    }
+
+    fn command(&mut self, command: &Command, events: &mut Vec<Event>) -> Result<()> {
+        let event = Event::Command {
+            pass: self.pass,
+            command: command.clone(),
+        };
+        match command {
+            Command::Join { name } => {
+                let words = self.protocol.join(name)?;
+                self.shared.own.push(self.engine.cache.pages.open());
+                self.workers.push(Worker {
+                    pending: words.clone(),
+                    ..Worker::default()
+                });
+                events.push(event);
+                self.inserted(self.workers.len() - 1, Words::Opening, words, events);
+                return Ok(());
+            }
+            Command::Hold { worker } => self.protocol.hold(*worker)?,
+            Command::Resume { worker } => {
+                self.protocol.resume(*worker)?;
+                self.repeat_last_token(*worker);
+            }
+            Command::Retire { worker } => {
+                self.protocol.retire(*worker)?;
+                // Its last token was chosen but not fed: the others shall see it.
+                self.workers[*worker].flush = true;
+            }
+            Command::Feed { worker, text } => {
+                let ids = self.protocol.feed(*worker, text)?;
+                self.workers[*worker].pending.extend(&ids);
+                self.workers[*worker].flush = true;
+                events.push(event);
+                self.inserted(*worker, Words::Fed, ids, events);
+                return Ok(());
+            }
+            Command::Finish => self.ending = Some(Reason::Asked),
+            Command::Stop => self.ending = Some(Reason::Stopped),
+        }
+        events.push(event);
+        Ok(())
+    }
+
+    /// A worker whose tokens are all in the cache has nothing to be fed, and nothing to choose from: its
+    /// last token is taken back and fed again.
+    fn repeat_last_token(&mut self, worker: usize) {
+        let own = self.shared.own[worker];
+        let len = self.engine.cache.pages.len(own);
+        if let (true, Some(&last)) = (
+            self.workers[worker].pending.is_empty() && len > 0,
+            self.protocol.current_tokens(worker).last(),
+        ) {
+            self.engine.cache.pages.truncate(own, len - 1);
+            self.workers[worker].pending.push(last);
+        }
+    }
+
+    fn is_active(&self, worker: usize) -> bool {
+        self.protocol.presence(worker) == Presence::Active
+    }
+
+    /// Whether the next pass, and after it the early answer, still fit.
+    fn fits(&self) -> bool {
+        let feed: usize = self.workers.iter().map(|w| w.pending.len()).sum();
+        let pages: usize = self
+            .workers
+            .iter()
+            .map(|w| w.pending.len().div_ceil(PAGE) + 1)
+            .sum();
+        self.tokens() + feed + self.reserve() <= self.settings.context
+            && pages <= self.engine.cache.pages.n_free()
+    }
+
+    fn run_pass(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let turns: Vec<usize> = (0..self.workers.len())
+            .filter(|&w| !self.workers[w].pending.is_empty())
+            .filter(|&w| self.is_active(w) || self.workers[w].flush)
+            .collect();
+        if turns.is_empty() {
+            let all_retired =
+                (0..self.workers.len()).all(|w| self.protocol.presence(w) == Presence::Retired);
+            if all_retired {
+                self.ending = Some(Reason::NobodyLeft);
+            }
+            return Ok(());
+        }
+        if !self.fits() {
+            self.ending = Some(Reason::Context);
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        let mut rows = Vec::new();
+        for &worker in &turns {
+            let tokens = std::mem::take(&mut self.workers[worker].pending);
+            self.workers[worker].flush = false;
+            let own = self.shared.own[worker];
+            let first = self.engine.cache.pages.len(own);
+            rows.push(Row {
+                worker,
+                block: own.0,
+                first,
+                ids: tokens.clone(),
+            });
+            let view: View = self.settings.layout.view(worker, &self.shared);
+            let logits = if self.is_active(worker) {
+                Logits::Last
+            } else {
+                Logits::None
+            };
+            batch.turns.push(Fed {
+                view,
+                tokens,
+                logits,
+            });
+        }
+        let logits = self.engine.pass(&batch)?;
+        events.push(Event::Pass {
+            pass: self.pass,
+            rows,
+        });
+        let active: Vec<usize> = turns.into_iter().filter(|&w| self.is_active(w)).collect();
+        let mut chosen = Vec::with_capacity(active.len());
+        for (&worker, logits) in active.iter().zip(&logits) {
+            let token = self
+                .sampling
+                .sample(logits, self.protocol.suppressed(), worker, self.pass);
+            chosen.push(token.ok_or_else(|| Error::NotFinite {
+                pass: usize::try_from(self.pass).unwrap_or(usize::MAX),
+                worker: self.protocol.name(worker).to_owned(),
+            })?);
+        }
+        let pass = self.pass;
+        self.pass += 1;
+        for (worker, token) in active.into_iter().zip(chosen) {
+            self.observe(worker, token, pass, events)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the protocol what a worker chose, and does what it says.
+    fn observe(
+        &mut self,
+        worker: usize,
+        id: TokenId,
+        pass: u64,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        let step = self.protocol.step(worker);
+        let turn = self.protocol.observe(worker, id)?;
+        let text = self.protocol.text().clone();
+        let stream = &mut self.workers[worker].stream;
+        let mut piece = stream.push(&text, id).unwrap_or_default();
+        if !matches!(turn, Turn::Speak(_)) {
+            piece.extend(stream.flush(&text));
+        }
+        events.push(Event::Token {
+            pass,
+            worker,
+            id,
+            text: piece,
+        });
+        match turn {
+            Turn::Speak(token) => self.workers[worker].pending = vec![token],
+            Turn::CloseStep { feed, check } => {
+                self.close_step(worker, step, pass, events);
+                let what = if check { Words::Check } else { Words::Prefix };
+                self.inserted(worker, what, feed[1..].to_vec(), events);
+                self.workers[worker].pending = feed;
+            }
+            Turn::Finish(ending) => {
+                if self.protocol.step(worker) != step {
+                    self.close_step(worker, step, pass, events);
+                }
+                self.ending.get_or_insert(match ending {
+                    Ending::Answer(_) => Reason::Answer,
+                    Ending::EndToken => Reason::EndToken,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Relabels a worker's block as history; it goes on in a fresh one.
+    fn close_step(&mut self, worker: usize, step: usize, pass: u64, events: &mut Vec<Event>) {
+        let mut block = None;
+        if self.settings.layout.moves_steps() {
+            let fresh = self.engine.cache.pages.open();
+            let done = self.settings.layout.close(worker, fresh, &mut self.shared);
+            block = done.map(|done| {
+                self.engine.cache.pages.close(done);
+                done.0
+            });
+        }
+        events.push(Event::StepClosed {
+            pass,
+            worker,
+            step,
+            block,
+        });
+    }
+
+    /// Ends the session: finds the answer, or makes the model give one.
+    fn end(&mut self, reason: Reason, events: &mut Vec<Event>) -> Result<()> {
+        if reason == Reason::Stopped {
+            self.finish(reason, None, events);
+            return Ok(());
+        }
+        let mut finisher = self.protocol.finisher()?;
+        if let Some(answer) = finisher.answer_before() {
+            self.finish(reason, Some(answer.text), events);
+            return Ok(());
+        }
+        if !self.settings.early_answer || !finisher.wants_token() {
+            self.finish(reason, None, events);
+            return Ok(());
+        }
+        self.run_finisher(&mut finisher)?;
+        let prompt_tokens = finisher.prompt().len();
+        let text = self.protocol.text().decode(finisher.tokens());
+        events.push(Event::Finisher {
+            prompt_tokens,
+            ids: finisher.tokens().to_vec(),
+            text,
+        });
+        self.finish(reason, finisher.answer().map(|a| a.text), events);
+        Ok(())
+    }
+
+    /// Runs the early answer greedily in a sequence of its own.
+    fn run_finisher(&mut self, finisher: &mut Finisher) -> Result<()> {
+        // The session's blocks are given back first: the flat text is as long as all of them.
+        let blocks: Vec<BlockId> = self.blocks().collect();
+        for block in blocks {
+            self.engine.cache.pages.free(block);
+        }
+        let need = finisher.prompt().len() + self.protocol.rules().finisher_tokens;
+        if need > self.settings.context {
+            return Err(Error::Limit {
+                what: "the early answer".into(),
+                need: format!("{need} tokens, for the text tokenised longer the second time"),
+                have: format!("a context of {}", self.settings.context),
+                advice: "raise --context or give --no-early-answer".into(),
+            });
+        }
+        let block = self.engine.cache.pages.open();
+        let mut next = finisher.prompt().to_vec();
+        let greedy = Sampling {
+            limit: self.sampling.limit,
+            ..Sampling::greedy()
+        };
+        loop {
+            let logits = self.engine.prefill(block, &next, Logits::Last)?;
+            let last = logits.last().expect("the last token's logits were wanted");
+            let token = greedy
+                .sample(last, &[], 0, self.pass)
+                .ok_or_else(|| Error::NotFinite {
+                    pass: usize::try_from(self.pass).unwrap_or(usize::MAX),
+                    worker: "the early answer".into(),
+                })?;
+            if !finisher.push(token) {
+                return Ok(());
+            }
+            next = vec![token];
+        }
+    }
+
+    fn finish(&mut self, reason: Reason, answer: Option<String>, events: &mut Vec<Event>) {
+        self.is_over = true;
+        events.push(Event::Finish {
+            pass: self.pass,
+            reason,
+            answer,
+        });
+    }
+}

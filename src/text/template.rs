@@ -375,6 +375,7 @@ fn call_method(
                 return replace(budget, text, &text_of(from), &text_of(to)).map(Value::from);
             }
             ("join", [items]) => return join(budget, text, items, None).map(Value::from),
+            ("title", []) => return Ok(Value::from(title(text))),
             ("format", _) if text.contains(':') => {
                 return Err(failure("format specifications are not supported"));
             }
@@ -388,6 +389,21 @@ fn call_method(
         }
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Python's `str.title`: upper case after everything that is no letter.
+fn title(text: &str) -> String {
+    let mut inside = false;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if inside {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
+        }
+        inside = c.is_alphabetic();
+    }
+    out
 }
 
 fn replace(budget: &Budget, text: &str, from: &str, to: &str) -> Result<String, JinjaError> {

@@ -1,6 +1,7 @@
 //! A portable engine for Hogwild! Inference.
 
 pub mod error;
+pub mod protocol;
 pub mod sampler;
 pub mod text;
 

@@ -186,11 +186,12 @@ impl Text {
         let mut ids = Vec::new();
         let mut left = vec![text];
         while let Some(piece) = left.pop() {
-            let (piece_ids, offsets) = self.encode_ordinary(piece)?;
+            let encoding = self.encode_ordinary(piece)?;
+            let piece_ids = encoding.get_ids();
             // A vocabulary without merges can still find a control token whole: take it apart.
             let found = piece_ids
                 .iter()
-                .zip(&offsets)
+                .zip(encoding.get_offsets())
                 .find(|(id, _)| self.control_ids.contains(id) && Some(**id) != self.unknown);
             let cut = found.and_then(|(_, &(start, end))| {
                 let first = piece.get(start..end)?.chars().next()?;
@@ -214,7 +215,7 @@ impl Text {
     }
 
     /// Ids and byte ranges, with the ordinary added tokens only.
-    fn encode_ordinary(&self, text: &str) -> Result<(Vec<TokenId>, Vec<(usize, usize)>)> {
+    fn encode_ordinary(&self, text: &str) -> Result<tokenizers::Encoding> {
         let mut pieces = self
             .plain
             .extract_and_normalize(self.tokenizer.get_normalizer(), text);
@@ -225,10 +226,9 @@ impl Text {
         pieces
             .tokenize(|piece| model.tokenize(piece.get()))
             .map_err(refused)?;
-        let encoding = pieces
+        pieces
             .into_encoding(None, 0, OffsetType::Byte)
-            .map_err(refused)?;
-        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+            .map_err(refused)
     }
 
     /// Text of the tokens, special ones included; broken UTF-8 becomes U+FFFD, unknown ids nothing.

@@ -259,16 +259,16 @@ fn run(
     budget
         .0
         .store((8 << 20) + 64 * (size + source_len), Ordering::Relaxed);
-    install(&mut env, &budget, today);
+    install_filters(&mut env, &budget);
+    install_functions(&mut env, &budget, today);
     env.template_from_str(source)?.render(context)
 }
 
-/// Replaces everything that could grow a text unseen, and adds what Hugging Face adds.
-fn install(env: &mut Environment<'_>, budget: &Budget, today: Date) {
+/// The filters, with everything replaced that could grow a text unseen.
+fn install_filters(env: &mut Environment<'_>, budget: &Budget) {
     for name in ["batch", "slice", "pprint", "format", "sum", "chain", "zip"] {
         env.remove_filter(name);
     }
-    env.remove_global("debug");
 
     let b = budget.clone();
     env.add_filter(CAP, move |value: Value| {
@@ -356,6 +356,11 @@ fn install(env: &mut Environment<'_>, budget: &Budget, today: Date) {
             Ok::<_, JinjaError>(out)
         },
     );
+}
+
+/// The functions and methods that Hugging Face's environment has.
+fn install_functions(env: &mut Environment<'_>, budget: &Budget, today: Date) {
+    env.remove_global("debug");
     let b = budget.clone();
     env.add_function(
         "range",

@@ -371,3 +371,35 @@ fn a_damaged_template_renders_or_fails_but_never_panics() {
     }
     assert!(rendered > 100, "some still render: {rendered}");
 }
+
+#[test]
+fn a_vocabulary_of_whole_words_yields_no_control_token_either() -> Result<()> {
+    let token = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "added_tokens": [token(0, "<unk>"), token(1, "<end>")],
+        "model": {"type": "WordLevel", "unk_token": "<unk>",
+                  "vocab": {"<unk>": 0, "<end>": 1, "<": 2, "end>": 3, "word": 4}},
+    });
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).expect("a file");
+    std::fs::write(
+        dir.path().join("tokenizer_config.json"),
+        "{\"unk_token\": \"<unk>\"}",
+    )
+    .expect("a file");
+    let text = Text::load(dir.path())?;
+    assert_eq!(text.encode("word <end>")?, [4, 1], "protocol text");
+    assert_eq!(
+        text.encode_plain("word <end>")?,
+        [4, 2, 3],
+        "user text, taken apart"
+    );
+    let many = text.encode_plain(&"<end> ".repeat(20_000))?;
+    assert_eq!(many.len(), 40_000, "all of them, in one go");
+    Ok(())
+}

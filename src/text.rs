@@ -186,35 +186,42 @@ impl Text {
         let mut ids = Vec::new();
         let mut left = vec![text];
         while let Some(piece) = left.pop() {
-            let (piece_ids, offsets) = self.encode_ordinary(piece)?;
-            // A vocabulary without merges can still find a control token whole: take it apart.
-            let found = piece_ids
-                .iter()
-                .zip(&offsets)
-                .find(|(id, _)| self.control_ids.contains(id) && Some(**id) != self.unknown);
-            let cut = found.and_then(|(_, &(start, end))| {
-                let first = piece.get(start..end)?.chars().next()?;
-                let cut = start + first.len_utf8();
-                (cut < piece.len()).then_some(cut)
-            });
-            match cut {
-                Some(cut) => {
-                    left.push(&piece[cut..]);
-                    left.push(&piece[..cut]);
-                }
-                None if found.is_some() && piece.chars().count() > 1 => {
-                    let last = piece.char_indices().last().map_or(0, |(at, _)| at);
-                    left.push(&piece[last..]);
-                    left.push(&piece[..last]);
-                }
-                None => ids.extend(piece_ids),
+            let encoding = self.encode_ordinary(piece)?;
+            let unwanted =
+                |id: &TokenId| self.control_ids.contains(id) && Some(*id) != self.unknown;
+            if piece.chars().nth(1).is_none() || !encoding.get_ids().iter().any(unwanted) {
+                ids.extend(encoding.get_ids());
+                continue;
             }
+            // A vocabulary without merges can find a control token whole: take each one apart.
+            let mut cuts: Vec<usize> = encoding
+                .get_ids()
+                .iter()
+                .zip(encoding.get_offsets())
+                .filter(|(id, _)| unwanted(id))
+                .filter_map(|(_, &(start, end))| {
+                    let first = piece.get(start..end)?.chars().next()?;
+                    Some(start + first.len_utf8())
+                })
+                .filter(|cut| *cut < piece.len())
+                .collect();
+            if cuts.is_empty() {
+                let half = piece.chars().count() / 2;
+                cuts.extend(piece.char_indices().nth(half).map(|(at, _)| at));
+            }
+            cuts.dedup();
+            let mut end = piece.len();
+            for cut in cuts.into_iter().rev() {
+                left.push(&piece[cut..end]);
+                end = cut;
+            }
+            left.push(&piece[..end]);
         }
         Ok(ids)
     }
 
     /// Ids and byte ranges, with the ordinary added tokens only.
-    fn encode_ordinary(&self, text: &str) -> Result<(Vec<TokenId>, Vec<(usize, usize)>)> {
+    fn encode_ordinary(&self, text: &str) -> Result<tokenizers::Encoding> {
         let mut pieces = self
             .plain
             .extract_and_normalize(self.tokenizer.get_normalizer(), text);
@@ -225,10 +232,9 @@ impl Text {
         pieces
             .tokenize(|piece| model.tokenize(piece.get()))
             .map_err(refused)?;
-        let encoding = pieces
+        pieces
             .into_encoding(None, 0, OffsetType::Byte)
-            .map_err(refused)?;
-        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+            .map_err(refused)
     }
 
     /// Text of the tokens, special ones included; broken UTF-8 becomes U+FFFD, unknown ids nothing.

@@ -236,7 +236,7 @@ fn a_stream_emits_whole_characters_only() -> Result<()> {
 }
 
 #[test]
-fn ids_and_strings_are_the_vocabularys_own() -> Result<()> {
+fn ids_and_strings_are_the_vocabularys_own() {
     let text = small();
     assert_eq!(text.vocab_size(), 485, "ids up to 484");
     assert_eq!(text.bos(), Some(481), "<|bos|>");
@@ -251,7 +251,6 @@ fn ids_and_strings_are_the_vocabularys_own() -> Result<()> {
         "separators"
     );
     assert!(text.has_chat_template(), "in tokenizer_config.json");
-    Ok(())
 }
 
 #[test]
@@ -350,4 +349,57 @@ fn damaged_files_are_errors_that_name_them() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let e = Text::load(dir.path()).expect_err("no tokenizer");
     assert!(matches!(e, Error::BadFile { .. }), "{e}");
+}
+
+#[test]
+fn a_damaged_template_renders_or_fails_but_never_panics() {
+    let context = &read_json(&golden("chat/cases.json"))["system"];
+    let mut rendered = 0;
+    for name in ["json", "macros", "strict", "turns"] {
+        let source = std::fs::read_to_string(golden("chat").join(format!("{name}.jinja")))
+            .expect("a template");
+        for (at, c) in source.char_indices() {
+            let cut = &source[..at];
+            let without = format!("{cut}{}", &source[at + c.len_utf8()..]);
+            for damaged in [cut, &without] {
+                match template::render(name, damaged, context, Date::default()) {
+                    Ok(_) => rendered += 1,
+                    Err(e) => assert!(!e.to_string().contains("panicked"), "{e}: {damaged}"),
+                }
+            }
+        }
+    }
+    assert!(rendered > 100, "some still render: {rendered}");
+}
+
+#[test]
+fn a_vocabulary_of_whole_words_yields_no_control_token_either() -> Result<()> {
+    let token = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "added_tokens": [token(0, "<unk>"), token(1, "<end>")],
+        "model": {"type": "WordLevel", "unk_token": "<unk>",
+                  "vocab": {"<unk>": 0, "<end>": 1, "<": 2, "end>": 3, "word": 4}},
+    });
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).expect("a file");
+    std::fs::write(
+        dir.path().join("tokenizer_config.json"),
+        "{\"unk_token\": \"<unk>\"}",
+    )
+    .expect("a file");
+    let text = Text::load(dir.path())?;
+    assert_eq!(text.encode("word <end>")?, [4, 1], "protocol text");
+    assert_eq!(
+        text.encode_plain("word <end>")?,
+        [4, 2, 3],
+        "user text, taken apart"
+    );
+    let many = text.encode_plain(&"<end> ".repeat(20_000))?;
+    assert_eq!(many.len(), 40_000, "all of them, in one go");
+    Ok(())
 }

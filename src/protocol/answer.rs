@@ -100,19 +100,16 @@ fn balanced(inside: &str) -> Option<&str> {
     let mut depth = 0_usize;
     let mut escaped = false;
     for (at, c) in inside.char_indices() {
-        match c {
-            _ if escaped => {
-                escaped = false;
-                continue;
+        if escaped {
+            escaped = false;
+        } else {
+            match c {
+                '\\' => escaped = true,
+                '{' => depth += 1,
+                '}' if depth == 0 => return Some(&inside[..at]),
+                '}' => depth -= 1,
+                _ => {}
             }
-            '\\' => {
-                escaped = true;
-                continue;
-            }
-            '{' => depth += 1,
-            '}' if depth == 0 => return Some(&inside[..at]),
-            '}' => depth -= 1,
-            _ => {}
         }
     }
     None
@@ -166,11 +163,7 @@ fn may_compile(code: &str) -> bool {
             '(' => open.push(')'),
             '[' => open.push(']'),
             '{' => open.push('}'),
-            ')' | ']' | '}' => {
-                if open.pop() != Some(c) {
-                    return false;
-                }
-            }
+            ')' | ']' | '}' if open.pop() != Some(c) => return false,
             '#' => len = rest.find('\n').unwrap_or(rest.len()),
             '\'' | '"' => match string_len(rest, c) {
                 Some(string) => len = string,

@@ -48,6 +48,10 @@ pub enum Search {
 
 /// What workers may say, and when the session ends.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is one point in which versions differ"
+)]
 pub struct Rules {
     /// Tokens of all workers together after which the next worker to end a step is asked [`CHECK`].
     pub check_every: usize,

@@ -9,6 +9,8 @@
 
 /// Name of the filter that charges a value to the budget.
 pub(crate) const CAP: &str = "__cap";
+/// Name of the filter that charges a factor of a repetition, `'x' * n`.
+pub(crate) const FACTOR: &str = "__factor";
 
 /// Operators, filters and brackets that one tag may hold; real templates stay below 60.
 const MAX_OPERATORS_PER_TAG: usize = 1000;
@@ -112,10 +114,23 @@ struct Level {
     start: usize,
     /// An operand is due: at the start, after an operator, after a comma.
     expect: bool,
-    /// The current operand stands right of an operator that makes it grow.
-    charged: bool,
+    /// The filter for the current operand, which stands right of a growing operator.
+    charged: Option<&'static str>,
     /// Where a slice would be wrapped: start and end of the sliced operand in the output.
     sliced: Option<(usize, usize)>,
+}
+
+/// Which part of a tag is being copied.
+#[derive(PartialEq)]
+enum Head {
+    /// A `for` tag before its `in`.
+    ForTarget,
+    /// A `set` tag before its `=`.
+    SetTarget,
+    /// The value of a `set` tag, which is wrapped.
+    SetValue,
+    /// Any other expression.
+    Plain,
 }
 
 /// Copies one tag, `{{ … }}` or `{% … %}`, with the insertions.
@@ -126,12 +141,7 @@ struct Tag<'a> {
     levels: Vec<Level>,
     operators: usize,
     end: &'static str,
-    /// A `for` tag before its `in`.
-    for_target: bool,
-    /// A `set` tag before its `=`.
-    set_target: bool,
-    /// The value of a `set` tag is being wrapped.
-    wrapping: bool,
+    head: Head,
     /// The last token was the name of a test, so that a bare argument may follow.
     after_test: bool,
 }
@@ -146,9 +156,7 @@ impl<'a> Tag<'a> {
             levels: Vec::new(),
             operators: 0,
             end,
-            for_target: false,
-            set_target: false,
-            wrapping: false,
+            head: Head::Plain,
             after_test: false,
         }
     }
@@ -167,7 +175,7 @@ impl<'a> Tag<'a> {
             close,
             start: self.out.len(),
             expect: true,
-            charged: false,
+            charged: None,
             sliced,
         });
         Ok(())
@@ -199,19 +207,17 @@ impl<'a> Tag<'a> {
         Ok(())
     }
 
-    fn cap(&mut self) {
+    fn charge(&mut self, filter: &str) {
         // Before the white space that was copied already, so that trimming marks stay last.
         let at = self.out.trim_end().len();
-        self.out.insert_str(at, &format!("|{CAP}"));
+        self.out.insert_str(at, &format!("|{filter}"));
     }
 
     /// Ends the current operand at something that does not let it grow.
     fn finish_operand(&mut self) {
         let level = self.level();
-        let due = level.charged && !level.expect;
-        level.charged = false;
-        if due {
-            self.cap();
+        if let (Some(filter), false) = (level.charged.take(), level.expect) {
+            self.charge(filter);
         }
     }
 
@@ -236,8 +242,11 @@ impl<'a> Tag<'a> {
         if self.end == "%}" {
             let len = self.name_len();
             let keyword = &self.src[self.at..self.at + len];
-            self.for_target = keyword == "for";
-            self.set_target = keyword == "set";
+            self.head = match keyword {
+                "for" => Head::ForTarget,
+                "set" => Head::SetTarget,
+                _ => Head::Plain,
+            };
             self.take(len);
         }
         while self.at < self.src.len() {
@@ -259,8 +268,10 @@ impl<'a> Tag<'a> {
             let trim = usize::from(matches!(first, b'-' | b'+'));
             if rest[trim..].starts_with(self.end) {
                 self.finish_operand();
-                if self.wrapping {
-                    self.out.push_str(&format!(")|{CAP} "));
+                if self.head == Head::SetValue {
+                    self.out.push_str(")|");
+                    self.out.push_str(CAP);
+                    self.out.push(' ');
                 }
                 self.take(trim + 2);
                 return Ok(true);
@@ -294,7 +305,7 @@ impl<'a> Tag<'a> {
             }
             b'|' => {
                 self.count()?;
-                self.cap();
+                self.charge(CAP);
                 self.take(1);
                 self.space();
                 let len = self.name_len();
@@ -337,12 +348,15 @@ impl<'a> Tag<'a> {
         .find(|op| rest.starts_with(**op));
         if let Some(op) = growing {
             self.count()?;
-            if !self.level().expect {
-                self.cap();
-            }
+            let filter = if *op == "*" { FACTOR } else { CAP };
             let level = self.level();
-            level.charged = true;
+            let left = level.charged.filter(|f| *f == FACTOR).unwrap_or(filter);
+            let has_left = !level.expect;
+            level.charged = Some(filter);
             level.expect = true;
+            if has_left {
+                self.charge(left);
+            }
             self.take(op.len());
             return Ok(());
         }
@@ -353,13 +367,14 @@ impl<'a> Tag<'a> {
         }
         self.count()?;
         self.finish_operand();
-        if c == ':' {
+        if c == ':' && self.level().close == b'}' {
+            self.charge(CAP); // The key of a dictionary is hashed.
+        } else if c == ':' {
             self.wrap_slice();
         }
         self.take(c.len_utf8());
-        if c == '=' && self.set_target && self.levels.len() == 1 {
-            self.set_target = false;
-            self.wrapping = true;
+        if c == '=' && self.head == Head::SetTarget && self.levels.len() == 1 {
+            self.head = Head::SetValue;
             self.out.push_str(" (");
         }
         self.level().expect = true;
@@ -390,12 +405,13 @@ impl<'a> Tag<'a> {
             "not" if expect => self.take(len),
             "in" | "not" if !expect => {
                 self.count()?;
-                if std::mem::take(&mut self.for_target) {
+                if self.head == Head::ForTarget {
+                    self.head = Head::Plain;
                     self.take(len);
                     self.level().expect = true;
                     return Ok(());
                 }
-                self.cap();
+                self.charge(CAP);
                 self.take(len);
                 if word == "not" {
                     self.space();
@@ -404,11 +420,12 @@ impl<'a> Tag<'a> {
                     }
                 }
                 let level = self.level();
-                level.charged = true;
+                level.charged = Some(CAP);
                 level.expect = true;
             }
             "is" if !expect => {
                 self.count()?;
+                self.charge(CAP);
                 self.take(len);
                 self.space();
                 if self.src[self.at..self.at + self.name_len()] == *"not" {
@@ -472,7 +489,7 @@ mod tests {
         );
         assert_eq!(
             guarded("{% for a in b|list if a is string and a in 'x' %}"),
-            "{% for a in b|__cap|list if a is string and a|__cap in 'x'|__cap %}",
+            "{% for a in b|__cap|list if a|__cap is string and a|__cap in 'x'|__cap %}",
             "the `in` of a loop is no operator"
         );
     }
@@ -484,10 +501,14 @@ mod tests {
             "{# a ~ b #}",
             "{% raw %}{{ a ~ b }}{% endraw %}",
             "{{ 'a ~ b }}' }}",
-            "{{ {'a': {'b': 1}} }}",
         ] {
             assert_eq!(guarded(source), source, "nothing to charge");
         }
+        assert_eq!(
+            guarded("{{ {'a': {'b': n * 2 + 1}} }}"),
+            "{{ {'a'|__cap: {'b'|__cap: n|__factor * 2|__factor + 1|__cap}} }}",
+            "keys, factors and terms"
+        );
         assert_eq!(
             guarded("{%- generation %}x{% endgeneration -%}"),
             "{%- if true %}x{% endif -%}",

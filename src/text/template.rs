@@ -18,7 +18,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value};
 
-use super::guard::{CAP, guard};
+use super::guard::{CAP, FACTOR, guard};
 use crate::{Error, Result};
 
 /// Longest template that is accepted, in bytes; the longest published ones have about 15 KiB.
@@ -30,7 +30,8 @@ const FUEL: usize = 200_000;
 const RECURSION: usize = 200;
 const STACK: usize = 64 << 20;
 const MAX_DEPTH: usize = 64;
-const MAX_RANGE: i64 = 10_000;
+const MAX_REPEATS: usize = 1024;
+const MAX_RANGE: usize = 10_000;
 
 type JinjaError = minijinja::Error;
 
@@ -258,21 +259,34 @@ fn run(
     budget
         .0
         .store((8 << 20) + 64 * (size + source_len), Ordering::Relaxed);
-    install(&mut env, &budget, today);
+    install_filters(&mut env, &budget);
+    install_functions(&mut env, &budget, today);
     env.template_from_str(source)?.render(context)
 }
 
-/// Replaces everything that could grow a text unseen, and adds what Hugging Face adds.
-fn install(env: &mut Environment<'_>, budget: &Budget, today: Date) {
+/// The filters, with everything replaced that could grow a text unseen.
+fn install_filters(env: &mut Environment<'_>, budget: &Budget) {
     for name in ["batch", "slice", "pprint", "format", "sum", "chain", "zip"] {
         env.remove_filter(name);
     }
-    env.remove_global("debug");
 
     let b = budget.clone();
     env.add_filter(CAP, move |value: Value| {
         b.charge_value(&value, 0)?;
         Ok::<_, JinjaError>(value)
+    });
+    let b = budget.clone();
+    env.add_filter(FACTOR, move |value: Value| {
+        if value.is_number() {
+            let count = f64::try_from(value.clone()).unwrap_or(f64::INFINITY);
+            if count > MAX_REPEATS as f64 {
+                return Err(failure(format!("a factor is above {MAX_REPEATS}")));
+            }
+        } else {
+            b.charge(value.len().unwrap_or(1).saturating_mul(MAX_REPEATS))?;
+            b.charge_value(&value, 0)?;
+        }
+        Ok(value)
     });
     let b = budget.clone();
     env.set_formatter(move |out, _, value| {
@@ -342,6 +356,11 @@ fn install(env: &mut Environment<'_>, budget: &Budget, today: Date) {
             Ok::<_, JinjaError>(out)
         },
     );
+}
+
+/// The functions and methods that Hugging Face's environment has.
+fn install_functions(env: &mut Environment<'_>, budget: &Budget, today: Date) {
+    env.remove_global("debug");
     let b = budget.clone();
     env.add_function(
         "range",
@@ -448,15 +467,14 @@ fn indent(
     first: bool,
     blank: bool,
 ) -> Result<String, JinjaError> {
-    let pad = match width.as_str() {
-        Some(pad) => pad.to_owned(),
-        None => {
-            let width = width
-                .as_usize()
-                .ok_or_else(|| failure("indent: the width is no count"))?;
-            budget.charge(width)?;
-            " ".repeat(width)
-        }
+    let pad = if let Some(pad) = width.as_str() {
+        pad.to_owned()
+    } else {
+        let width = width
+            .as_usize()
+            .ok_or_else(|| failure("indent: the width is no count"))?;
+        budget.charge(width)?;
+        " ".repeat(width)
     };
     let lines = text.matches('\n').count() + 1;
     budget.charge(text.len().saturating_add(lines.saturating_mul(pad.len())))?;
@@ -486,7 +504,7 @@ fn range(
     }
     let mut items = Vec::new();
     while (step > 0 && at < end) || (step < 0 && at > end) {
-        if items.len() as i64 >= MAX_RANGE {
+        if items.len() >= MAX_RANGE {
             return Err(failure(format!("range: more than {MAX_RANGE} numbers")));
         }
         items.push(Value::from(at));
@@ -590,13 +608,13 @@ impl Json {
             if indent.is_some() { "," } else { ", " }.to_owned(),
             ": ".to_owned(),
         );
-        if let Some(given) = kwargs.get::<Option<Value>>("separators")? {
-            if !given.is_none() {
-                separators = (
-                    text_of(&given.get_item(&Value::from(0))?),
-                    text_of(&given.get_item(&Value::from(1))?),
-                );
-            }
+        if let Some(given) = kwargs.get::<Option<Value>>("separators")?
+            && !given.is_none()
+        {
+            separators = (
+                text_of(&given.get_item(&Value::from(0))?),
+                text_of(&given.get_item(&Value::from(1))?),
+            );
         }
         Ok(Self {
             indent,
@@ -781,6 +799,25 @@ mod tests {
             "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}\
              {% endfor %}{{ ns.x }}"
                 .to_owned(),
+        ));
+        cases.push((
+            "repetitions in a list",
+            format!("{{{{ [{}]|length }}}}", "'a' * 9000000, ".repeat(900)),
+        ));
+        cases.push((
+            "slices in a list",
+            format!(
+                "{{% set y = x * 1000 %}}{{{{ [{}]|length }}}}",
+                "(y * 1000)[1:], ".repeat(300)
+            ),
+        ));
+        cases.push((
+            "comparing what shares its parts",
+            format!(
+                "{}{{{{ a is eq(a) }}}}{}",
+                "{% with a = [a, a] %}".repeat(60),
+                "{% endwith %}".repeat(60)
+            ),
         ));
         cases.push((
             "plain text in loops",

@@ -4,7 +4,7 @@
 //! view) in block order; every other block starts its own. So a row's partials, and the order in which
 //! they merge, follow from its view alone, whoever else is in the pass and wherever prefill was cut.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::layout::View;
 use super::pages::{BlockId, PAGE, Pages};
@@ -115,12 +115,14 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
     // The splits of a run of history or of an open block, by the blocks it is made of.
     let mut runs: HashMap<Vec<BlockId>, std::ops::Range<usize>> = HashMap::new();
     let mut splits_of_row: Vec<u32> = vec![0; n_rows];
+    let mut written: HashSet<BlockId> = HashSet::new();
     let mut first_row = 0;
     for turn in &batch.turns {
         let n = turn.tokens.len();
         let view = &turn.view.0;
         let own = *view.last().expect("a view has a block");
         assert!(n > 0, "a turn has a token");
+        assert!(written.insert(own), "a block is written by one turn");
         let total: usize = view.iter().map(|&b| pages.len(b)).sum();
         let own_first = pages.len(own) - n;
         for (i, &token) in turn.tokens.iter().enumerate() {
@@ -281,6 +283,16 @@ mod tests {
             "and merges them in block order"
         );
         assert_eq!(plan.wanted, [1], "only the last row's logits");
+    }
+
+    #[test]
+    #[should_panic(expected = "a block is written by one turn")]
+    fn two_turns_do_not_write_one_block() {
+        let mut pages = Pages::new(4);
+        let block = pages.open();
+        pages.extend(block, 2).expect("it fits");
+        let turns = vec![turn(&[block], 1), turn(&[block], 1)];
+        plan(&pages, &Batch { turns }, 16);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A model with a cache: plays passes.
 //!
 //! The engine knows tokens, blocks and views; not workers, steps or prompts. Invariant: a pass that
-//! fails before it runs leaves every block as it was.
+//! fails leaves every block as it was.
 
 use std::sync::Arc;
 
@@ -58,18 +58,24 @@ impl Engine {
     /// reference's section 3).
     ///
     /// # Errors
-    /// [`crate::Error::CacheFull`] before anything runs; those of the device.
+    /// [`crate::Error::CacheFull`] or [`crate::Error::Limit`] before anything runs; those of the
+    /// device. The blocks are then as before.
     pub fn pass(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        let own = |turn: &Turn| *turn.view.0.last().expect("a view has a block");
         for (i, turn) in batch.turns.iter().enumerate() {
             if let Err(error) = self.cache.pages.extend(own(turn), turn.tokens.len()) {
-                for done in &batch.turns[..i] {
-                    let len = self.cache.pages.len(own(done)) - done.tokens.len();
-                    self.cache.pages.truncate(own(done), len);
-                }
+                self.take_back(&batch.turns[..i]);
                 return Err(error);
             }
         }
+        let logits = self.run(batch);
+        if logits.is_err() {
+            self.take_back(&batch.turns);
+        }
+        logits
+    }
+
+    /// Plans, records and plays a batch that the blocks have room for.
+    fn run(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let plan = plan(&self.cache.pages, batch, self.model.rows_per_work());
         let recording = self.model.forward(&plan, &self.cache, &mut self.scratch)?;
         let device = self.model.device();
@@ -85,6 +91,14 @@ impl Engine {
         let vocab = self.model.config().vocab_size;
         let all = device.read_f32(logits, n_wanted * vocab)?;
         Ok(all.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Undoes the extension of blocks, the last first, so that even the order of free pages is as before.
+    fn take_back(&mut self, turns: &[Turn]) {
+        for turn in turns.iter().rev() {
+            let len = self.cache.pages.len(own(turn)) - turn.tokens.len();
+            self.cache.pages.truncate(own(turn), len);
+        }
     }
 
     /// Feeds tokens to the end of a block that sees nothing but itself, in as many passes as it takes;
@@ -121,4 +135,9 @@ impl Engine {
         }
         Ok(out)
     }
+}
+
+/// The block that a turn writes.
+fn own(turn: &Turn) -> BlockId {
+    *turn.view.0.last().expect("a view has a block")
 }

@@ -110,7 +110,7 @@ fn every_shader_opens_with_a_comment_that_says_what_it_computes() {
             .count();
         assert!(
             prose >= 2 || wgsl.source.starts_with("// Row"),
-            "{}: shaders/{}",
+            "{}: {}",
             op.name,
             wgsl.file
         );
@@ -120,14 +120,21 @@ fn every_shader_opens_with_a_comment_that_says_what_it_computes() {
 #[test]
 fn every_file_of_the_folder_is_used() {
     let mut used: Vec<String> = shaders().map(|(_, _, w)| w.file.to_owned()).collect();
-    used.extend(PARTS.iter().map(|(name, _)| format!("parts/{name}.wgsl")));
-    used.extend(["f32", "f16", "bf16"].map(|t| format!("parts/element_{t}.wgsl")));
-    for folder in ["", "parts/"] {
-        for file in std::fs::read_dir(format!("shaders/{folder}")).unwrap() {
-            let name = format!("{folder}{}", file.unwrap().file_name().to_string_lossy());
+    for file in &used {
+        assert!(
+            std::fs::exists(file).unwrap(),
+            "{file} is named, but is no file"
+        );
+    }
+    let part = |name: &str| format!("shaders/parts/{name}.wgsl");
+    used.extend(PARTS.iter().map(|(name, _)| part(name)));
+    used.extend(["f32", "f16", "bf16"].map(|t| part(&format!("element_{t}"))));
+    for folder in ["shaders", "shaders/parts"] {
+        for file in std::fs::read_dir(folder).unwrap() {
+            let name = format!("{folder}/{}", file.unwrap().file_name().to_string_lossy());
             assert!(
                 !name.ends_with(".wgsl") || used.contains(&name),
-                "shaders/{name} is not used"
+                "{name} is not used"
             );
         }
     }
@@ -136,7 +143,7 @@ fn every_file_of_the_folder_is_used() {
 #[test]
 fn an_error_names_the_file_and_the_line() {
     let broken = |source| Wgsl {
-        file: "mine.wgsl",
+        file: "where/it/lies/mine.wgsl",
         source,
         consts: |_| Vec::new(),
         elements: &[],
@@ -154,10 +161,14 @@ fn an_error_names_the_file_and_the_line() {
             .to_string()
     };
     let syntax = error("// uses: rope\nfn f() {\n    let x = 1 +;\n}\n");
-    assert!(syntax.starts_with("shaders/mine.wgsl:3: "), "{syntax}");
+    assert!(
+        syntax.starts_with("where/it/lies/mine.wgsl:3: "),
+        "{syntax}"
+    );
     let types = error("// A comment.\n\nfn f() -> u32 {\n    return 1.5f;\n}\n");
-    assert!(types.starts_with("shaders/mine.wgsl:"), "{types}");
+    assert!(types.starts_with("where/it/lies/mine.wgsl:"), "{types}");
     let part = error("// uses: nothing_of_that_name\n");
+    assert!(part.starts_with("where/it/lies/mine.wgsl:1: "), "{part}");
     assert!(
         part.contains("nothing_of_that_name") && part.contains("rope"),
         "{part}"

@@ -40,6 +40,30 @@ pub enum Choice {
     Adapter(wgpu::Adapter),
 }
 
+impl Choice {
+    /// The adapter's name, or `cpu`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu { .. } => "cpu".to_owned(),
+            Self::Adapter(adapter) => adapter.get_info().name,
+        }
+    }
+
+    /// Why `auto` comes to this, as half a sentence.
+    pub fn why(&self) -> String {
+        let adapter = match self {
+            Self::Cpu { why } => return why.clone(),
+            Self::Adapter(adapter) => adapter,
+        };
+        match kind(&adapter.get_info()) {
+            "discrete" => "it is the first discrete GPU; those go before integrated ones",
+            "integrated" => "it is the first integrated GPU, and there is no discrete one",
+            _ => "it was asked for by name",
+        }
+        .to_owned()
+    }
+}
+
 fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN;

@@ -78,7 +78,7 @@ impl Composed {
     fn error(&self, line: usize, message: &str) -> Error {
         let (file, line) = self.origin(line);
         Error::Shader {
-            file: format!("shaders/{file}"),
+            file: file.to_owned(),
             line,
             message: message.to_owned(),
         }
@@ -124,9 +124,9 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
     out.push("(prelude)", &prelude);
     for (name, dtype) in &variant.elements {
         let (file, template) = match dtype {
-            DType::F32 => ("parts/element_f32.wgsl", ELEMENT_F32),
-            DType::F16 => ("parts/element_f16.wgsl", ELEMENT_F16),
-            DType::BF16 => ("parts/element_bf16.wgsl", ELEMENT_BF16),
+            DType::F32 => ("shaders/parts/element_f32.wgsl", ELEMENT_F32),
+            DType::F16 => ("shaders/parts/element_f16.wgsl", ELEMENT_F16),
+            DType::BF16 => ("shaders/parts/element_bf16.wgsl", ELEMENT_BF16),
             DType::U32 => panic!("an element type is a float type"),
         };
         let text = template
@@ -142,14 +142,13 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
         .map(str::trim)
     {
         match PARTS.iter().find(|(part, _)| *part == name) {
-            Some((_, text)) => out.push(&format!("parts/{name}.wgsl"), text),
+            Some((_, text)) => out.push(&format!("shaders/parts/{name}.wgsl"), text),
             None if name.is_empty() => {}
             None => {
                 let known: Vec<_> = PARTS.iter().map(|(n, _)| *n).collect();
                 let message = format!("no part is called '{name}'; there are {}", known.join(", "));
-                let file = format!("shaders/{}", wgsl.file);
                 return Err(Error::Shader {
-                    file,
+                    file: wgsl.file.to_owned(),
                     line: 1,
                     message,
                 });

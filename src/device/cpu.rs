@@ -10,6 +10,15 @@ use super::{Caps, DType, Dispatch, Recording, Tensor};
 #[derive(Debug, Default)]
 pub struct Cpu;
 
+/// What is known of the CPU path on this machine.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct CpuReport {
+    /// Threads that kernels run on (`RAYON_NUM_THREADS` sets it).
+    pub threads: usize,
+    /// The widest instruction set that kernels use here.
+    pub instructions: &'static str,
+}
+
 enum Guard<'a> {
     Read(RwLockReadGuard<'a, Vec<u32>>),
     Write(RwLockWriteGuard<'a, Vec<u32>>),
@@ -18,6 +27,14 @@ enum Guard<'a> {
 const POISONED: &str = "no kernel panics while it holds a tensor";
 
 impl Cpu {
+    /// What is known of the CPU path on this machine.
+    pub fn report() -> CpuReport {
+        CpuReport {
+            threads: rayon::current_num_threads(),
+            instructions: instructions(),
+        }
+    }
+
     pub(super) fn tensor(shape: &[usize], dtype: DType) -> Tensor {
         let bytes = padded_bytes(shape.iter().product::<usize>() * dtype.size());
         Tensor::new(shape, dtype, Storage::Cpu(RwLock::new(vec![0; bytes / 4])))
@@ -76,6 +93,18 @@ impl Cpu {
             Some(Run::Cpu(run)) => run(&mut args),
             _ => (dispatch.op.reference)(&mut args),
         }
+    }
+}
+
+fn instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if pulp::x86::V3::try_new().is_some() {
+        return "x86-64-v3 (AVX2, FMA)";
+    }
+    match std::env::consts::ARCH {
+        "x86_64" => "x86-64",
+        "aarch64" => "aarch64 (NEON)",
+        other => other,
     }
 }
 

@@ -16,7 +16,7 @@ mod tensor;
 
 pub use adapters::{AdapterReport, Choice, adapters, choose};
 pub use compose::{Composed, PARTS, Variant, compose};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;
 pub use op::{
     Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, ParamBytes, Run, Tolerance, View, Wgsl,

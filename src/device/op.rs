@@ -63,7 +63,7 @@ pub enum Run {
 /// A compute shader and how it is launched.
 #[derive(Debug)]
 pub struct Wgsl {
-    /// Path below `shaders/`, for messages.
+    /// Path of the file, for messages: from the root of the sources, or as the user gave it.
     pub file: &'static str,
     /// The text.
     pub source: &'static str,

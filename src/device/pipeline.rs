@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::compose::{Composed, Variant, compose};
 use super::op::{Access, Op, Wgsl};
@@ -80,28 +81,37 @@ fn build(
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label,
-        source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&composed.text)),
-    });
-    let compute = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label,
-        layout: Some(&pipeline_layout),
-        module: &module,
-        entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            zero_initialize_workgroup_memory: false,
-            ..Default::default()
-        },
-        cache: None,
-    });
-    if let Some(error) = pollster::block_on(guard.pop()) {
-        let file = format!("shaders/{}", wgsl.file);
-        return Err(Error::Shader {
-            file,
-            line: 1,
-            message: error.to_string(),
+    let compile = || {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&composed.text)),
         });
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        })
+    };
+    let fail = |message: String| Error::Shader {
+        file: wgsl.file.to_owned(),
+        line: 1,
+        message,
+    };
+    // naga 30 validates some files that it then panics on; a file from disk must not end the process.
+    let compute = catch_unwind(AssertUnwindSafe(compile)).map_err(|_| {
+        fail(
+            "the shader compiler panicked; a pointer to an element, &a[i], is known to do that"
+                .into(),
+        )
+    })?;
+    if let Some(error) = pollster::block_on(guard.pop()) {
+        return Err(fail(error.to_string()));
     }
     Ok(Pipeline {
         id,
@@ -163,28 +173,21 @@ pub fn reflect(composed: &Composed) -> Result<Reflected> {
         .copied()
         .ne(1..=u32::try_from(args.len()).unwrap_or(u32::MAX))
     {
-        let (file, line) = (composed_file(composed), 1);
-        let message = "storage bindings are numbered from 1 without gaps".to_owned();
         return Err(Error::Shader {
-            file,
-            line,
-            message,
+            file: composed.origin(usize::MAX).0.to_owned(),
+            line: 1,
+            message: "storage bindings are numbered from 1 without gaps".to_owned(),
         });
     }
     out.args = args.into_values().collect();
     Ok(out)
 }
 
-fn composed_file(composed: &Composed) -> String {
-    let (file, _) = composed.origin(usize::MAX);
-    format!("shaders/{file}")
-}
-
 /// Checks that a shader declares what its op does.
 pub(super) fn agree(op: &Op, wgsl: &Wgsl, found: &Reflected) -> Result<()> {
     let fail = |message: String| {
         Err(Error::Shader {
-            file: format!("shaders/{}", wgsl.file),
+            file: wgsl.file.to_owned(),
             line: 1,
             message,
         })

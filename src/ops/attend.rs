@@ -57,7 +57,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "split",
             run: Run::Wgsl(Wgsl {
-                file: "attend.wgsl",
+                file: "shaders/attend.wgsl",
                 source: include_str!("../../shaders/attend.wgsl"),
                 consts,
                 elements: &[("Kv", 6)],

@@ -23,7 +23,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "row",
             run: Run::Wgsl(Wgsl {
-                file: "embed.wgsl",
+                file: "shaders/embed.wgsl",
                 source: include_str!("../../shaders/embed.wgsl"),
                 consts: |_| Vec::new(),
                 elements: &[("Weight", 1)],

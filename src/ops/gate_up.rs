@@ -24,7 +24,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "columns",
             run: Run::Wgsl(Wgsl {
-                file: "gate_up.wgsl",
+                file: "shaders/gate_up.wgsl",
                 source: include_str!("../../shaders/gate_up.wgsl"),
                 consts: |d| vec![("COLS", columns(d.params.get::<Params>().n_rows))],
                 elements: &[("Weight", 1)],

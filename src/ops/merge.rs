@@ -27,7 +27,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "head",
             run: Run::Wgsl(Wgsl {
-                file: "merge.wgsl",
+                file: "shaders/merge.wgsl",
                 source: include_str!("../../shaders/merge.wgsl"),
                 consts: |d| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
                 elements: &[],

@@ -32,7 +32,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "head",
             run: Run::Wgsl(Wgsl {
-                file: "place.wgsl",
+                file: "shaders/place.wgsl",
                 source: include_str!("../../shaders/place.wgsl"),
                 consts: |d| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
                 elements: &[("Kv", 6)],

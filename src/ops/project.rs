@@ -30,7 +30,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "columns",
             run: Run::Wgsl(Wgsl {
-                file: "project.wgsl",
+                file: "shaders/project.wgsl",
                 source: include_str!("../../shaders/project.wgsl"),
                 consts: |d| vec![("COLS", columns(d.params.get::<Params>().n_rows))],
                 elements: &[("Weight", 1)],

@@ -25,7 +25,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "row",
             run: Run::Wgsl(Wgsl {
-                file: "rms_norm.wgsl",
+                file: "shaders/rms_norm.wgsl",
                 source: include_str!("../../shaders/rms_norm.wgsl"),
                 consts: |_| Vec::new(),
                 elements: &[],

@@ -20,7 +20,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "row",
             run: Run::Wgsl(Wgsl {
-                file: "select_rows.wgsl",
+                file: "shaders/select_rows.wgsl",
                 source: include_str!("../../shaders/select_rows.wgsl"),
                 consts: |_| Vec::new(),
                 elements: &[],

@@ -166,6 +166,15 @@ impl Text {
         })
     }
 
+    /// The same tokenizer without a chat template.
+    #[must_use]
+    pub fn without_chat_template(self) -> Self {
+        Self {
+            template: None,
+            ..self
+        }
+    }
+
     /// Tokens of protocol text: added tokens are recognised, none is put before or after.
     ///
     /// # Errors

@@ -6,8 +6,11 @@
 //! reads, never what a number is.
 
 mod devices;
+mod generate;
 mod kernels;
+mod load;
 pub mod output;
+mod replay;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -18,7 +21,7 @@ use crate::{Error, Result};
 
 /// Several workers of one language model, writing at once over one shared cache.
 ///
-/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device.
+/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "hogwild", version)]
 pub struct Cli {
@@ -45,6 +48,10 @@ impl Cli {
 /// The commands, in the order in which a newcomer meets them.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Solve a problem with several workers that write at the same time
+    Generate(Box<generate::Args>),
+    /// Run a log again and report the first difference
+    Replay(replay::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
     /// List the ops and their kernels, and hold kernels to their reference
@@ -58,6 +65,8 @@ enum Command {
 /// Those of the command; a closed standard output is one too, see [`is_closed_pipe`].
 pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Kernels(command) => kernels::run(command),
     }
@@ -89,6 +98,13 @@ fn one_line(error: &Error) -> String {
     }
     let words: Vec<_> = line.split_whitespace().collect();
     output::neutralise(&words.join(" ")).into_owned()
+}
+
+/// Says something on standard error, on one line.
+fn note(text: &str) {
+    let line = output::neutralise(text);
+    // Nobody is left to be told if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "hogwild: {line}");
 }
 
 /// The error of a failed write to standard output, ready for `map_err`.

@@ -67,9 +67,17 @@ impl Device {
     /// # Errors
     /// [`Error::NoAdapter`] if nothing matches; [`Error::Device`] if the adapter cannot be opened.
     pub fn open(wanted: &str) -> Result<Self> {
-        Ok(match choose(wanted)? {
+        Self::of(&choose(wanted)?)
+    }
+
+    /// Opens what was chosen.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the adapter cannot be opened.
+    pub fn of(choice: &Choice) -> Result<Self> {
+        Ok(match choice {
             Choice::Cpu { .. } => Self::cpu(),
-            Choice::Adapter(adapter) => Self::Gpu(Box::new(Gpu::open(&adapter)?)),
+            Choice::Adapter(adapter) => Self::Gpu(Box::new(Gpu::open(adapter)?)),
         })
     }
 

@@ -73,6 +73,17 @@ impl ModelFiles {
         ids
     }
 
+    /// Bytes of all tensors that the model needs, as they are in the files.
+    pub fn weight_bytes(&self) -> u64 {
+        let all = self.checkpoint.tensors();
+        self.tensors
+            .wants()
+            .iter()
+            .filter_map(|want| all.get(&want.name))
+            .map(|e| e.len)
+            .sum()
+    }
+
     /// A name for the model that stays the same between runs: SHA-256, in hex, over `config.json`
     /// and over the length and the header of each weight file.
     ///

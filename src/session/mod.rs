@@ -138,7 +138,20 @@ impl RulesName {
     /// # Errors
     /// [`Error::Usage`] if there is no such version or kind of answer.
     pub fn rules(&self) -> Result<Rules> {
-        let rules = match self.version.as_str() {
+        Ok(Rules {
+            check_every: self.check_every,
+            finisher_tokens: self.finisher_tokens,
+            more_ends: self.more_ends.clone(),
+            ..Self::published(&self.version, &self.answer)?
+        })
+    }
+
+    /// The rules of a version for a kind of answer, nothing overridden.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no such version or kind of answer.
+    pub fn published(version: &str, answer: &str) -> Result<Rules> {
+        let rules = match version {
             "main" => Rules::main(),
             "fast" => Rules::fast(),
             other => {
@@ -147,7 +160,7 @@ impl RulesName {
                 )));
             }
         };
-        let rules = match self.answer.as_str() {
+        Ok(match answer {
             "number" => rules,
             "digits" => Rules {
                 answer: AnswerKind::Digits,
@@ -164,12 +177,6 @@ impl RulesName {
                     "no kind of answer is called '{other}'; give {all}"
                 )));
             }
-        };
-        Ok(Rules {
-            check_every: self.check_every,
-            finisher_tokens: self.finisher_tokens,
-            more_ends: self.more_ends.clone(),
-            ..rules
         })
     }
 }
@@ -244,6 +251,11 @@ impl Session {
                 ends: Vec::new(),
             },
         }
+    }
+
+    /// How it runs.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// What was said so far.

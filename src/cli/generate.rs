@@ -1,0 +1,598 @@
+//! `hogwild generate`: a problem, solved by several workers together.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal as _, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use super::load::LoadArgs;
+use super::output::{Colour, Output, Status, neutralise};
+use super::stdout_error;
+use crate::cache::layout::Layout;
+use crate::model::{GenerationConfig, ModelFiles};
+use crate::protocol::{MAX_STYLE, Problem, PromptStyle, Protocol, default_names, step_prefix};
+use crate::session::{
+    Command, Event, FORMAT, Header, Log, ModelName, OpeningIds, Raw, Reason, RulesName, Session,
+    Settings, Words,
+};
+use crate::text::{Date, Text};
+use crate::{Error, Result, TokenId};
+
+/// Longest problem, in bytes.
+const MAX_PROBLEM: u64 = 1 << 20;
+
+/// Arguments of `hogwild generate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The problem; `-` reads it from standard input
+    problem: Option<String>,
+
+    /// Read the problem from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "problem")]
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    load: LoadArgs,
+
+    /// Number of workers, 1 to 16 [default: 2, or as many as --names]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    workers: Option<u8>,
+
+    /// Names of the workers, comma-separated [default: Alice, Bob, Carol, Dave, …]
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
+    names: Vec<String>,
+
+    /// Continue the text as it is: one worker, no prompts
+    #[arg(long, conflicts_with_all = ["workers", "names", "rules", "prompt", "layout"])]
+    raw: bool,
+
+    /// Passes after which the workers are made to answer; with --raw, tokens
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    max_passes: u64,
+
+    /// Temperature; 0 always takes the likeliest token [default: the model's]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temp: Option<f32>,
+
+    /// Choose among the K likeliest tokens; 0 among all [default: the model's]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+
+    /// Choose within this probability mass [default: the model's]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+
+    /// Drop tokens less likely than this, relative to the likeliest [default: the model's]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+
+    /// Seed of the random numbers [default: a fresh one, reported]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Who sees what: combined, contiguous or interleaved
+    #[arg(long, value_name = "LAYOUT", default_value = "combined")]
+    layout: Layout,
+
+    /// The authors' rules: main (their accuracy results) or fast (their fast version)
+    #[arg(long, value_name = "RULES", default_value = "main")]
+    rules: String,
+
+    /// Tokens of all workers between two questions whether work is redundant [default: the rules']
+    #[arg(long, value_name = "N")]
+    check_every: Option<usize>,
+
+    /// What counts as an answer: number, digits, text or code
+    #[arg(long, value_name = "KIND", default_value = "number")]
+    answer: String,
+
+    /// Make the workers answer when the budget is spent (the default)
+    #[arg(long, overrides_with = "no_early_answer")]
+    early_answer: bool,
+
+    /// End without an answer when the budget is spent
+    #[arg(long)]
+    no_early_answer: bool,
+
+    /// Give the prompt to the model as it is, without its chat template
+    #[arg(long)]
+    no_chat_template: bool,
+
+    /// Prompt style: a text file with {names}, {problem} and other placeholders
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
+
+    /// Tokens that the cache holds [default: what the prompt and the passes need]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+
+    /// Storage of the cache: f16, bf16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    kv_dtype: String,
+
+    /// Write the log of the session to a file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Write the log to standard output instead of the workers' text
+    #[arg(long)]
+    jsonl: bool,
+
+    /// Colours: auto, always or never
+    #[arg(long, value_enum, default_value_t)]
+    color: Colour,
+}
+
+/// Set by the first Ctrl-C; the second ends the process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Exit code after an interrupt.
+const EXIT_INTERRUPTED: u8 = 130;
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let Some(directory) = &args.load.model else {
+        return Err(Error::Usage(
+            "no model was given; name a model directory: hogwild generate -m DIR \"problem\""
+                .into(),
+        ));
+    };
+    let problem = problem(args)?;
+    // A handler is set once in a process; a second call only keeps the first.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+    });
+    let files = ModelFiles::open(directory)?;
+    let mut text = Text::load(directory)?;
+    if args.no_chat_template {
+        text = text.without_chat_template();
+    } else if !args.raw && !text.has_chat_template() {
+        args.load
+            .note("the model has no chat template: the prompt is given as it is");
+    }
+    let text = Arc::new(text);
+    if args.raw {
+        run_raw(args, &problem, directory, &files, &text)
+    } else {
+        run_session(args, &problem, directory, &files, text)
+    }
+}
+
+/// The problem's text, from wherever it is.
+fn problem(args: &Args) -> Result<String> {
+    let limited = |what: &Path, reader: &mut dyn std::io::Read| -> Result<String> {
+        let mut bytes = Vec::new();
+        reader
+            .take(MAX_PROBLEM + 1)
+            .read_to_end(&mut bytes)
+            .map_err(Error::io(what))?;
+        if bytes.len() as u64 > MAX_PROBLEM {
+            return Err(Error::Usage(format!(
+                "{}: is longer than {MAX_PROBLEM} bytes",
+                what.display()
+            )));
+        }
+        String::from_utf8(bytes)
+            .map_err(|e| Error::Usage(format!("{}: is not UTF-8: {e}", what.display())))
+    };
+    let problem = match (&args.problem, &args.file) {
+        (None, None) => {
+            return Err(Error::Usage(
+                "no problem was given; write it as an argument, -f FILE, or -".into(),
+            ));
+        }
+        (Some(text), None) if text != "-" => text.clone(),
+        (_, Some(file)) => limited(file, &mut File::open(file).map_err(Error::io(file))?)?,
+        _ => limited(Path::new("standard input"), &mut std::io::stdin().lock())?,
+    };
+    // A file ends in a line break that nobody meant.
+    let problem = if args.raw {
+        problem
+    } else {
+        problem.trim().to_owned()
+    };
+    if problem.is_empty() && !args.raw {
+        return Err(Error::Usage("the problem is empty".into()));
+    }
+    Ok(problem)
+}
+
+/// Settings that do not depend on the prompt; `context` is filled in later.
+fn settings(
+    args: &Args,
+    generation: &GenerationConfig,
+    files: &ModelFiles,
+    text: &Text,
+) -> Settings {
+    let fresh = || {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        // Short enough to be typed again.
+        u64::from(now.subsec_nanos() ^ u32::try_from(now.as_secs() & 0xffff_ffff).unwrap_or(0))
+    };
+    let temperature = if generation.is_greedy() {
+        0.0
+    } else {
+        generation.temperature
+    };
+    Settings {
+        layout: args.layout,
+        max_passes: args.max_passes,
+        context: 0,
+        kv_dtype: args.kv_dtype.clone(),
+        early_answer: !args.no_early_answer,
+        temperature: args.temp.unwrap_or(temperature),
+        top_k: args.top_k.unwrap_or(generation.top_k),
+        top_p: args.top_p.unwrap_or(generation.top_p),
+        min_p: args.min_p.unwrap_or(generation.min_p),
+        seed: args.seed.unwrap_or_else(fresh),
+        vocab_limit: (text.vocab_size() < files.config.vocab_size).then(|| text.vocab_size()),
+    }
+}
+
+/// The context: as asked for, or what prompt and passes need, within the model's range of positions.
+fn context(args: &Args, files: &ModelFiles, prompt: usize, workers: usize) -> Result<usize> {
+    let most = files.config.max_positions;
+    if let Some(context) = args.context {
+        if context > most {
+            return Err(Error::Limit {
+                what: "--context".into(),
+                need: format!("{context} positions"),
+                have: format!("{most} that the model was made for"),
+                advice: "give a smaller one".into(),
+            });
+        }
+        return Ok(context.max(1));
+    }
+    // A step costs its prefix beside its tokens; the early answer repeats the text with some reserve.
+    let passes = usize::try_from(args.max_passes).unwrap_or(usize::MAX);
+    let written = passes.saturating_mul(workers).saturating_mul(5) / 4;
+    Ok(prompt
+        .saturating_add(written)
+        .saturating_add(prompt / 8 + 1024)
+        .min(most))
+}
+
+fn run_session(
+    args: &Args,
+    problem: &str,
+    directory: &Path,
+    files: &ModelFiles,
+    text: Arc<Text>,
+) -> Result<ExitCode> {
+    let names = names(args)?;
+    let published = RulesName::published(&args.rules, &args.answer)?;
+    let name = RulesName {
+        check_every: args.check_every.unwrap_or(published.check_every),
+        more_ends: files.eos(),
+        ..RulesName::new(&args.rules, &published)
+    };
+    let rules = name.rules()?;
+    let style = style(args)?;
+    let settings = settings(args, &files.generation, files, &text);
+    settings.sampling().check()?;
+    settings.kv_type()?;
+    let problem = Problem {
+        text: problem,
+        style: &style,
+        thinking: None,
+        today: today(),
+    };
+    let protocol = Protocol::open(text, rules, &names, &problem)?;
+    let context = context(args, files, protocol.opening().prompt.len(), names.len())?;
+    let settings = Settings {
+        context,
+        ..settings
+    };
+
+    let device = args
+        .load
+        .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
+    let model = args.load.load(device, files, context)?;
+    let engine = settings.engine(model, args.load.check)?;
+    let mut session = Session::new(engine, protocol, settings)?;
+    args.load.note(&format!("seed {}", session.settings().seed));
+    let header = session.header(model_name(directory, files), name);
+    let mut sinks = Sinks::open(args, &header)?;
+    let mut show = Show::new(args, names);
+    let started = Instant::now();
+    let mut asked = false;
+    let mut outcome = (Reason::Stopped, None);
+    while !session.is_over() {
+        let commands = if INTERRUPTED.load(Ordering::SeqCst) && !asked {
+            asked = true;
+            args.load
+                .note("interrupted: asking for the answer; Ctrl-C again stops at once");
+            vec![Command::Finish]
+        } else {
+            Vec::new()
+        };
+        let events = session.step(&commands)?;
+        sinks.append(&events)?;
+        for event in &events {
+            show.event(event)?;
+            if let Event::Finish { reason, answer, .. } = event {
+                outcome = (*reason, answer.clone());
+            }
+        }
+        let usage = session.usage();
+        show.status(session.passes(), started, usage.tokens, usage.context);
+    }
+    show.finish(&outcome.0, outcome.1.as_deref())?;
+    let seconds = started.elapsed().as_secs_f64();
+    let passes = session.passes();
+    args.load.note(&format!(
+        "{passes} passes in {seconds:.1} s, {:.2} passes/s, {:.2} tokens/s",
+        passes as f64 / seconds,
+        show.tokens() as f64 / seconds
+    ));
+    Ok(if asked {
+        ExitCode::from(EXIT_INTERRUPTED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn run_raw(
+    args: &Args,
+    prompt: &str,
+    directory: &Path,
+    files: &ModelFiles,
+    text: &Arc<Text>,
+) -> Result<ExitCode> {
+    let ids = text.encode_as_input(prompt)?;
+    let settings = settings(args, &files.generation, files, text);
+    settings.sampling().check()?;
+    settings.kv_type()?;
+    let context = context(args, files, ids.len(), 1)?;
+    let settings = Settings {
+        context,
+        ..settings
+    };
+    let mut ends: Vec<TokenId> = files.eos();
+    ends.extend(text.eos());
+    ends.sort_unstable();
+    ends.dedup();
+
+    let device = args
+        .load
+        .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
+    let header = Header {
+        format: FORMAT,
+        hogwild: env!("CARGO_PKG_VERSION").to_owned(),
+        model: model_name(directory, files),
+        device: device.name(),
+        settings: settings.clone(),
+        rules: None,
+        names: Vec::new(),
+        opening: OpeningIds {
+            prompt: ids.clone(),
+            ends: ends.clone(),
+            ..OpeningIds::default()
+        },
+    };
+    let model = args.load.load(device, files, context)?;
+    let engine = settings.engine(model, args.load.check)?;
+    let mut raw = Raw::new(engine, settings, ids, ends)?;
+    args.load.note(&format!("seed {}", header.settings.seed));
+    let mut sinks = Sinks::open(args, &header)?;
+    let mut out = std::io::stdout();
+    let mut print = |text: &str| -> Result<()> {
+        if args.jsonl {
+            return Ok(());
+        }
+        out.write_all(neutralise(text).as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(stdout_error)
+    };
+    print(prompt)?;
+    let started = Instant::now();
+    while !raw.is_over() && !INTERRUPTED.load(Ordering::SeqCst) {
+        let events = raw.step(text)?;
+        sinks.append(&events)?;
+        for event in &events {
+            if let Event::Token { text, .. } = event {
+                print(text)?;
+            }
+        }
+    }
+    print("\n")?;
+    let seconds = started.elapsed().as_secs_f64();
+    args.load.note(&format!(
+        "{} tokens in {seconds:.1} s, {:.2} tokens/s",
+        raw.passes(),
+        raw.passes() as f64 / seconds
+    ));
+    let interrupted = INTERRUPTED.load(Ordering::SeqCst);
+    Ok(if interrupted {
+        ExitCode::from(EXIT_INTERRUPTED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn model_name(directory: &Path, files: &ModelFiles) -> ModelName {
+    ModelName {
+        directory: directory.display().to_string(),
+        hash: files.hash(),
+    }
+}
+
+fn names(args: &Args) -> Result<Vec<String>> {
+    let n = args.workers.map(usize::from);
+    if args.names.is_empty() {
+        return Ok(default_names(n.unwrap_or(2)));
+    }
+    let names: Vec<String> = args
+        .names
+        .iter()
+        .map(|name| name.trim().to_owned())
+        .collect();
+    match n {
+        Some(n) if n != names.len() => Err(Error::Usage(format!(
+            "{n} workers were asked for, but {} names given",
+            names.len()
+        ))),
+        _ => Ok(names),
+    }
+}
+
+fn style(args: &Args) -> Result<PromptStyle> {
+    let Some(path) = &args.prompt else {
+        return Ok(PromptStyle::default());
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(Error::io(path))?;
+    file.take(MAX_STYLE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io(path))?;
+    let source = String::from_utf8(bytes)
+        .map_err(|e| Error::Usage(format!("{}: is not UTF-8: {e}", path.display())))?;
+    PromptStyle::parse(&path.display().to_string(), &source)
+}
+
+/// Today's date in UTC, for chat templates that mention it.
+fn today() -> Date {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Date::from_days(now.as_secs() / 86_400)
+}
+
+/// Where the log goes.
+struct Sinks<'a> {
+    file: Option<(&'a Path, Log<BufWriter<File>>)>,
+    stdout: Option<Log<std::io::Stdout>>,
+}
+
+impl<'a> Sinks<'a> {
+    fn open(args: &'a Args, header: &Header) -> Result<Self> {
+        let open = |path: &'a PathBuf| {
+            let file = File::create(path).map_err(Error::io(path))?;
+            let log = Log::new(BufWriter::new(file), header).map_err(Error::io(path))?;
+            Ok((path.as_path(), log))
+        };
+        let file = args.log.as_ref().map(open).transpose()?;
+        let stdout = args
+            .jsonl
+            .then(|| Log::new(std::io::stdout(), header).map_err(stdout_error));
+        Ok(Self {
+            file,
+            stdout: stdout.transpose()?,
+        })
+    }
+
+    fn append(&mut self, events: &[Event]) -> Result<()> {
+        if let Some((path, log)) = &mut self.file {
+            log.append(events).map_err(Error::io(*path))?;
+        }
+        if let Some(log) = &mut self.stdout {
+            log.append(events).map_err(stdout_error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows events to a person.
+struct Show {
+    output: Option<Output>,
+    names: Vec<String>,
+    /// Number of each worker's current step.
+    steps: Vec<usize>,
+    /// Tokens that each worker chose.
+    tokens: Vec<u64>,
+    quiet: bool,
+}
+
+impl Show {
+    fn new(args: &Args, names: Vec<String>) -> Self {
+        let n = names.len();
+        let output = (!args.jsonl).then(|| Output::new(args.color));
+        Self {
+            output,
+            names,
+            steps: vec![1; n],
+            tokens: vec![0; n],
+            quiet: args.load.quiet,
+        }
+    }
+
+    fn tokens(&self) -> u64 {
+        self.tokens.iter().sum()
+    }
+
+    fn event(&mut self, event: &Event) -> Result<()> {
+        let Some(output) = &mut self.output else {
+            if let Event::Token { worker, .. } = event {
+                self.tokens[*worker] += 1;
+            }
+            return Ok(());
+        };
+        match event {
+            Event::Token { worker, text, .. } => {
+                self.tokens[*worker] += 1;
+                output.step_text(*worker, &self.names[*worker], self.steps[*worker], text)
+            }
+            Event::Inserted {
+                worker, what, text, ..
+            } if *what != Words::Prefix => {
+                let prefix = step_prefix(&self.names[*worker], self.steps[*worker]);
+                let text = text.strip_prefix(&prefix).unwrap_or(text);
+                output.step_text(*worker, &self.names[*worker], self.steps[*worker], text)
+            }
+            Event::StepClosed { worker, step, .. } => {
+                self.steps[*worker] = step + 1;
+                output.step_closed(*worker, &self.names[*worker], *step)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn status(&mut self, passes: u64, started: Instant, used: usize, total: usize) {
+        let Some(output) = self.output.as_mut().filter(|o| o.is_live() && !self.quiet) else {
+            return;
+        };
+        let seconds = started.elapsed().as_secs_f64().max(1e-9);
+        let rate = |n: u64| n as f64 / seconds;
+        output.status(&Status {
+            pass: usize::try_from(passes).unwrap_or(usize::MAX),
+            passes_per_s: rate(passes),
+            tokens_per_s: rate(self.tokens.iter().sum()),
+            by_worker: self.tokens.iter().map(|&n| rate(n)).collect(),
+            cache_used: used,
+            cache_total: total,
+        });
+    }
+
+    fn finish(&mut self, reason: &Reason, answer: Option<&str>) -> Result<()> {
+        if let Some(output) = &mut self.output {
+            output.finish()?;
+            if let Some(answer) = answer {
+                output.answer(&format!("\nAnswer: {answer}"))?;
+            }
+        }
+        if !self.quiet {
+            let why = match reason {
+                Reason::Answer => "a finished step holds the answer",
+                Reason::EndToken => "a worker ended the text",
+                Reason::Budget => "all passes are used (-n gives more)",
+                Reason::Context => "the context is full (--context gives more)",
+                Reason::NobodyLeft => "no worker is left",
+                Reason::Asked => "the answer was asked for",
+                Reason::Stopped => "it was stopped",
+            };
+            let missing = if answer.is_none() {
+                "; there is no answer"
+            } else {
+                ""
+            };
+            super::note(&format!("over: {why}{missing}"));
+        }
+        Ok(())
+    }
+}

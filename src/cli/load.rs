@@ -1,0 +1,77 @@
+//! What `generate` and `replay` share: a model directory, opened and put on a device.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::Result;
+use crate::device::{Choice, Device, choose};
+use crate::model::{Model, ModelFiles};
+
+/// Where the model is and where it runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct LoadArgs {
+    /// Model directory in Hugging Face's format
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) model: Option<PathBuf>,
+
+    /// `auto` (a GPU if there is one, else the CPU path), `cpu`, or part of an adapter's name
+    #[arg(long, value_name = "NAME", env = "HOGWILD_DEVICE")]
+    pub(super) device: Option<String>,
+
+    /// Play every dispatch by its reference too, and stop at the first that disagrees (slow)
+    #[arg(long)]
+    pub(super) check: bool,
+
+    /// Say nothing on standard error but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+impl LoadArgs {
+    /// Says something on standard error.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            super::note(text);
+        }
+    }
+
+    /// Opens the device; says so where `auto` came to the CPU path.
+    pub(super) fn open_device(&self, wanted: &str) -> Result<Arc<Device>> {
+        let choice = choose(wanted)?;
+        if let (Choice::Cpu { why }, "auto") = (&choice, wanted) {
+            self.note(&format!("device: the CPU path, because {why}"));
+        }
+        Ok(Arc::new(Device::of(&choice)?))
+    }
+
+    /// Loads the weights, with a bar on a terminal.
+    pub(super) fn load(
+        &self,
+        device: Arc<Device>,
+        files: &ModelFiles,
+        n_positions: usize,
+    ) -> Result<Arc<Model>> {
+        let bar = if self.quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(files.weight_bytes())
+        };
+        let style = "loading {bar:30} {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
+        bar.set_style(
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        let started = std::time::Instant::now();
+        let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        let seconds = started.elapsed().as_secs_f64();
+        let gb = files.weight_bytes() as f64 / 1e9;
+        log::info!(
+            "loaded {gb:.2} GB in {seconds:.1} s, {:.2} GB/s",
+            gb / seconds.max(1e-9)
+        );
+        Ok(Arc::new(model?))
+    }
+}

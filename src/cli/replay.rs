@@ -1,0 +1,95 @@
+//! `hogwild replay`: runs a log again and says whether it is the same.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::load::LoadArgs;
+use super::print;
+use crate::model::ModelFiles;
+use crate::session::{Event, read_log, replay};
+use crate::text::Text;
+use crate::{Error, Result};
+
+/// Arguments of `hogwild replay`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The log, as `generate --log` writes it
+    log: PathBuf,
+
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let (header, events) = read_log(&args.log)?;
+    let directory = args
+        .load
+        .model
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(&header.model.directory));
+    let files = ModelFiles::open(&directory)?;
+    if files.hash() != header.model.hash {
+        let problem = format!(
+            "the log is of another model: its hash is {}, that of {} is {}; name the right one with -m",
+            header.model.hash,
+            directory.display(),
+            files.hash()
+        );
+        return Err(Error::Log {
+            path: args.log.clone(),
+            line: 1,
+            problem,
+        });
+    }
+    let most = files.config.max_positions;
+    if header.settings.context > most || header.settings.context == 0 {
+        let problem = format!(
+            "a context of {} is outside 1 to {most}",
+            header.settings.context
+        );
+        return Err(Error::Log {
+            path: args.log.clone(),
+            line: 1,
+            problem,
+        });
+    }
+    let text = Arc::new(Text::load(&directory)?);
+    let wanted = args.load.device.as_deref().unwrap_or(&header.device);
+    let device = args.load.open_device(wanted)?;
+    if device.name() != header.device {
+        args.load.note(&format!(
+            "the log was written on {}: another device may round differently",
+            header.device
+        ));
+    }
+    let model = args.load.load(device, &files, header.settings.context)?;
+    let outcome = replay(&header, &events, model, text, args.load.check, &mut |_| {
+        Ok(())
+    })?;
+    let Some(difference) = outcome.difference else {
+        print(&format!(
+            "no difference: {} passes, {} tokens\n",
+            outcome.passes, outcome.tokens
+        ))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let say = |event: &Option<Event>| match event {
+        Some(Event::Token {
+            pass, worker, id, ..
+        }) => {
+            let name = header.names.get(*worker).map_or("the text", String::as_str);
+            format!("token {id} of {name} in pass {pass}")
+        }
+        Some(event) => serde_json::to_string(event).unwrap_or_else(|e| e.to_string()),
+        None => "nothing".to_owned(),
+    };
+    // The header is line 1.
+    print(&format!(
+        "differs at line {}: the log has {}, the run {}\n",
+        difference.event + 2,
+        say(&difference.logged),
+        say(&difference.ran)
+    ))?;
+    Ok(ExitCode::FAILURE)
+}

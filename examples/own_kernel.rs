@@ -9,10 +9,10 @@
 
 use std::io::Write;
 
-use hogwild::Result;
 use hogwild::device::judge::{Verdict, judge};
 use hogwild::device::{Choice, Device, Kernel, Run, Wgsl, choose};
 use hogwild::ops::rms_norm;
+use hogwild::{Error, Result};
 
 /// The op's own shader adds its lanes up in workgroup memory, with a barrier. This one gives a row to
 /// a single subgroup: no workgroup memory, no barrier, and the sum is one instruction.
@@ -77,17 +77,16 @@ fn kernel(name: &'static str, source: &'static str) -> Kernel {
 
 /// Judges a kernel on every case of the op and says what was found.
 fn report(out: &mut impl Write, device: &Device, kernel: &Kernel) -> Result<()> {
-    let mut lines = format!("{} on {}\n", kernel.name, device.name());
+    let mut lines = vec![format!("{} on {}", kernel.name, device.name())];
     for case in (rms_norm::OP.cases)() {
         let line = match judge(device, &rms_norm::OP, kernel, &case)? {
             Verdict::Pass(a) => format!("pass: worst {:.1e}, NMSE {:.1e}", a.worst, a.nmse),
             Verdict::Fail(problem) => format!("FAIL: {problem}"),
             Verdict::Unsupported => "unsupported".into(),
         };
-        lines += &format!("  {}: {line}\n", case.name);
+        lines.push(format!("  {}: {line}", case.name));
     }
-    out.write_all(lines.as_bytes())
-        .map_err(hogwild::Error::io("standard output"))
+    writeln!(out, "{}", lines.join("\n")).map_err(Error::io("standard output"))
 }
 
 fn main() -> Result<()> {
@@ -96,7 +95,7 @@ fn main() -> Result<()> {
     if let Choice::Cpu { why } = choose(&wanted)? {
         let advice = "name an adapter, for example the software driver: -- llvmpipe";
         return writeln!(out, "A shader needs a Vulkan adapter, and {why}; {advice}")
-            .map_err(hogwild::Error::io("standard output"));
+            .map_err(Error::io("standard output"));
     }
     let device = Device::open(&wanted)?;
     report(&mut out, &device, &kernel("by subgroup", BY_SUBGROUP))?;

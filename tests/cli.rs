@@ -7,6 +7,12 @@
 )]
 
 #[path = "common/adapter.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stdout,
+    reason = "shared with tests that use all of it; what it prints is the test's log"
+)]
 mod adapter;
 
 use std::path::{Path, PathBuf};
@@ -220,6 +226,19 @@ fn a_file_takes_the_place_of_the_shader() {
     assert!(ran.success().contains(" 0 failed, "), "{}", ran.out);
     let uses = format!("// uses: rope, softmax_state\n{RMS_NORM}");
     check_file(&file(&folder, "uses.wgsl", &uses), &device).success();
+}
+
+#[test]
+fn the_example_of_the_handbook_passes() {
+    let Some(device) = adapter_name() else {
+        return;
+    };
+    let handbook = include_str!("../shaders/README.md");
+    let (_, example) = handbook.split_once("## An example").unwrap();
+    let (_, text) = example.split_once("```wgsl\n").unwrap();
+    let (text, _) = text.split_once("```").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    check_file(&file(&folder, "mine.wgsl", text), &device).success();
 }
 
 #[test]

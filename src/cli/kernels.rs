@@ -125,10 +125,13 @@ fn to_text() -> String {
         let args: Vec<_> = op.args.iter().map(arg).collect();
         let kernels: Vec<_> = op.kernels.iter().map(kernel).collect();
         let bound = |b: Bound| {
-            format!(
-                "{:.0e} + {:.0e} * |want|, NMSE {:.0e}",
-                b.abs, b.rel, b.nmse
-            )
+            // Ops that copy allow nothing beside the rounding.
+            let abs = if b.abs > 0.0 {
+                format!("{:.0e} + ", b.abs)
+            } else {
+                String::new()
+            };
+            format!("{abs}{:.0e} * |want|, NMSE {:.0e}", b.rel, b.nmse)
         };
         let _ = writeln!(
             out,

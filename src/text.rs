@@ -246,6 +246,26 @@ impl Text {
             .map_err(refused)
     }
 
+    /// Tokens of a text that a model is given as it is: those of [`Self::encode_plain`], between the
+    /// tokens that the tokenizer's own post-processor puts before and after an input.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer's own rules fail on the text.
+    pub fn encode_as_input(&self, text: &str) -> Result<Vec<TokenId>> {
+        let sample = |special| -> Result<Vec<TokenId>> {
+            let encoding = self.tokenizer.encode_fast("a", special).map_err(refused)?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        let (bare, framed) = (sample(false)?, sample(true)?);
+        let ids = self.encode_plain(text)?;
+        let at = framed
+            .windows(bare.len().max(1))
+            .position(|window| window == bare);
+        let Some(at) = at else { return Ok(ids) };
+        let (before, after) = (&framed[..at], &framed[at + bare.len()..]);
+        Ok([before, &ids, after].concat())
+    }
+
     /// Text of the tokens, special ones included; broken UTF-8 becomes U+FFFD, unknown ids nothing.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         self.tokenizer.decode(ids, false).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! `hogwild generate`: a problem, solved by several workers together.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal as _, Read as _, Write};
+use std::io::{BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;

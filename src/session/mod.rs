@@ -278,10 +278,10 @@ impl Session {
         self.is_over
     }
 
-    /// How full the cache is.
+    /// How full the cache is; the blocks of a session that is over are given back.
     pub fn usage(&self) -> Usage {
         Usage {
-            tokens: self.tokens(),
+            tokens: if self.is_over { 0 } else { self.tokens() },
             context: self.settings.context,
         }
     }

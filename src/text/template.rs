@@ -46,6 +46,29 @@ pub struct Date {
     pub day: u8,
 }
 
+impl Date {
+    /// The date that many days after 1 January 1970, in the Gregorian calendar.
+    ///
+    /// *Source*: Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
+    pub fn from_days(days: u64) -> Self {
+        // Years begin in March, so that the leap day is the last; eras have 400 years.
+        let shifted = days + 719_468;
+        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era =
+            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month + 2) / 5 + 1;
+        let month = if month < 10 { month + 3 } else { month - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        Self {
+            year: u16::try_from(year).unwrap_or(u16::MAX),
+            month: u8::try_from(month).unwrap_or(1),
+            day: u8::try_from(day).unwrap_or(1),
+        }
+    }
+}
+
 impl Default for Date {
     /// 26 July 2024, the day that Llama's own templates fall back to.
     fn default() -> Self {
@@ -736,6 +759,18 @@ mod tests {
     fn rendered(source: &str) -> Result<String> {
         let context = serde_json::json!({"x": "0123456789", "l": [1, "a"], "t": true});
         render("test", source, &context, Date::default())
+    }
+
+    #[test]
+    fn dates_count_leap_days() {
+        let date = |days| {
+            let Date { year, month, day } = Date::from_days(days);
+            (year, month, day)
+        };
+        assert_eq!(date(0), (1970, 1, 1), "the first day");
+        assert_eq!(date(11_016), (2000, 2, 29), "a leap day of a century");
+        assert_eq!(date(11_017), (2000, 3, 1), "the day after it");
+        assert_eq!(date(20_777), (2026, 11, 20), "an ordinary day");
     }
 
     #[test]

@@ -246,7 +246,7 @@ fn the_judge_rejects_one_wrong_element() {
                 args,
                 count(args),
                 |i, v| if i == 1001 { v + 1e-4 } else { v },
-            )
+            );
         },
         "y[1001]",
     );

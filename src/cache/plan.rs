@@ -156,14 +156,11 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
         let closed = view.iter().take_while(|&&b| pages.is_closed(b)).count();
         let history = (closed > 0).then(|| &view[..closed]);
         for run in history.into_iter().chain(view[closed..].chunks(1)) {
-            let range = match runs.get(run) {
-                Some(range) => range.clone(),
-                None => {
-                    let first = splits.len();
-                    cut(pages, run, &blocks, &mut out.tiles, &mut splits);
-                    runs.insert(run.to_vec(), first..splits.len());
-                    first..splits.len()
-                }
+            let range = if let Some(range) = runs.get(run) { range.clone() } else {
+                let first = splits.len();
+                cut(pages, run, &blocks, &mut out.tiles, &mut splits);
+                runs.insert(run.to_vec(), first..splits.len());
+                first..splits.len()
             };
             for split in range {
                 let tiles = splits[split].tiles.clone();

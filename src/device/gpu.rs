@@ -72,7 +72,7 @@ impl Gpu {
         let failure = Arc::new(Mutex::new(None));
         let (seen, lost) = (failure.clone(), failure.clone());
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            remember(&seen, e.to_string())
+            remember(&seen, e.to_string());
         }));
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {

@@ -152,7 +152,7 @@ fn guarded_shape(shape: &[usize]) -> Vec<usize> {
 fn initial(arg: &CaseArg) -> Vec<u32> {
     let len: usize = arg.shape.iter().product();
     let total: usize = guarded_shape(&arg.shape).iter().product();
-    let guard = |i: usize| if i % 2 == 0 { 3.0e4 } else { -2.0e4 };
+    let guard = |i: usize| if i.is_multiple_of(2) { 3.0e4 } else { -2.0e4 };
     match (&arg.data, arg.dtype) {
         (Data::Words(words), _) => {
             assert_eq!(words.len(), len, "the data fills the shape");

@@ -196,7 +196,7 @@ impl ParamBytes {
     pub fn new<P: Pod>(params: &P) -> Self {
         let source = bytemuck::bytes_of(params);
         assert!(
-            source.len() <= 64 && source.len() % 4 == 0,
+            source.len() <= 64 && source.len().is_multiple_of(4),
             "parameters are at most 16 words"
         );
         let mut bytes = [0; 64];

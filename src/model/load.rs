@@ -172,10 +172,7 @@ pub(super) fn load(
         config.hidden_size,
         padded(config.hidden_size),
     )])?;
-    let head = match source.has(Group::Head) {
-        false => embed.clone(),
-        true => loader.pieces(HEAD, config.vocab_size, config.hidden_size)?,
-    };
+    let head = if source.has(Group::Head) { loader.pieces(HEAD, config.vocab_size, config.hidden_size)? } else { embed.clone() };
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
     let qk_norm = source.has(Group::QkNorm);
     Ok(Weights {

@@ -131,7 +131,7 @@ fn consts(d: &Dispatch) -> Vec<(&'static str, u32)> {
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
-    p.head_dim % 8 == 0 && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
+    p.head_dim.is_multiple_of(8) && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
 }
 
 /// What is attended to, as numbers: see `cache::plan`.

@@ -2,7 +2,7 @@
 
 use crate::device::{Case, CaseArg, DType, Data, ParamBytes};
 
-/// A stream of pseudo-random numbers (SplitMix64) that starts from a name.
+/// A stream of pseudo-random numbers (`SplitMix64`) that starts from a name.
 pub(super) struct Rng(u64);
 
 impl Rng {

@@ -52,7 +52,7 @@ struct Params {
 }
 
 fn fits(d: &Dispatch, _: &crate::device::Caps) -> bool {
-    d.params.get::<Params>().dim % 8 == 0
+    d.params.get::<Params>().dim.is_multiple_of(8)
 }
 
 /// Records the lookup of `n_rows` tokens in the rows `first..` of the table.

@@ -57,7 +57,7 @@ struct Params {
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
-    d.params.get::<Params>().k % 8 == 0
+    d.params.get::<Params>().k.is_multiple_of(8)
 }
 
 fn groups(d: &Dispatch) -> [u32; 3] {

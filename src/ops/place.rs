@@ -67,7 +67,7 @@ struct Params {
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
-    p.head_dim % 8 == 0 && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
+    p.head_dim.is_multiple_of(8) && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
 }
 
 /// Weights of the norms over a head, and their epsilon.

@@ -66,7 +66,7 @@ struct Params {
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
-    d.params.get::<Params>().k % 8 == 0
+    d.params.get::<Params>().k.is_multiple_of(8)
 }
 
 fn groups(d: &Dispatch) -> [u32; 3] {
@@ -186,10 +186,7 @@ fn cases() -> Vec<Case> {
         let weight = rng.uniform(n_out * k);
         let bias = rng.scaled(first + n_out, 30.0);
         let y = rng.scaled(n_rows * y_cols, 30.0);
-        let y = match add {
-            true => floats(DType::F32, &[n_rows, y_cols], y),
-            false => output(DType::F32, &[n_rows, y_cols]),
-        };
+        let y = if add { floats(DType::F32, &[n_rows, y_cols], y) } else { output(DType::F32, &[n_rows, y_cols]) };
         case(
             name,
             &params,

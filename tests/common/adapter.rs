@@ -7,7 +7,7 @@
 use hogwild::device::{Choice, Device, choose};
 
 /// The Vulkan adapter under test, or `None` with a message.
-pub fn adapter() -> Option<Device> {
+pub(crate) fn adapter() -> Option<Device> {
     let named = std::env::var("HOGWILD_DEVICE").ok();
     let wanted = named.unwrap_or_else(|| match choose("auto") {
         Ok(Choice::Adapter(_)) => "auto".to_owned(),
@@ -29,7 +29,7 @@ pub fn adapter() -> Option<Device> {
 }
 
 /// The CPU path and, where there is one, the adapter.
-pub fn devices() -> Vec<Device> {
+pub(crate) fn devices() -> Vec<Device> {
     [Some(Device::cpu()), adapter()]
         .into_iter()
         .flatten()

@@ -19,13 +19,15 @@ const MAX_DEPTH: usize = 64;
 /// Characters of a value or name from a file that a message repeats.
 const MAX_SHOWN: usize = 80;
 
-/// `text` as part of a one-line message: control characters escaped, and not too long.
+/// `text` as part of a one-line message: control characters escaped, and not too long. Quotes stay, so
+/// that the name in a message that is shown again is the one in the file.
 pub(super) fn shown(text: &str) -> String {
-    let mut line: String = text
-        .chars()
-        .flat_map(char::escape_debug)
-        .take(MAX_SHOWN + 1)
-        .collect();
+    let escaped = text.chars().flat_map(|c| {
+        let quote = matches!(c, '\'' | '"').then_some(c);
+        let other = quote.is_none().then(|| c.escape_debug());
+        other.into_iter().flatten().chain(quote)
+    });
+    let mut line: String = escaped.take(MAX_SHOWN + 1).collect();
     if line.chars().count() > MAX_SHOWN {
         line = line.chars().take(MAX_SHOWN).collect();
         line.push('…');

@@ -434,7 +434,7 @@ fn bits_do_not_depend_on_where_a_prefill_is_cut() {
             // As the engine itself cuts it.
             let mut engine = engine(&model, DType::F32, 64);
             let block = engine.cache.pages.open();
-            let got = engine.prefill(block, &text, Logits::All, &|| false);
+            let got = engine.prefill(block, &text, Logits::All);
             assert!(bits(&got.unwrap()) == want.0, "prefill changed a logit");
             assert!(arena(&engine) == want.1, "prefill changed the cache");
         }
@@ -495,9 +495,7 @@ fn one_worker_is_plain_decoding() {
         let pages = &mut worker.cache.pages;
         let [empty, nothing, own] = [pages.open(), pages.open(), pages.open()];
         pages.close(empty);
-        let mut got = worker
-            .prefill(own, &text[..300], Logits::Last, &|| false)
-            .unwrap();
+        let mut got = worker.prefill(own, &text[..300], Logits::Last).unwrap();
         for token in &text[300..] {
             let view = [empty, nothing, own];
             got.extend(worker.pass(&batch([turn(&view, &[*token])])).unwrap());

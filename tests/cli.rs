@@ -7,12 +7,6 @@
 )]
 
 #[path = "common/adapter.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    clippy::print_stdout,
-    reason = "shared with tests that use all of it; what it prints is the test's log"
-)]
 mod adapter;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,10 @@
     clippy::panic,
     reason = "a test fails by panicking"
 )]
+#![allow(
+    clippy::print_stdout,
+    reason = "the numbers of every case are for people"
+)]
 
 #[path = "common/adapter.rs"]
 mod adapter;

@@ -17,7 +17,7 @@ pub struct BlockId(pub u32);
 pub struct Pages {
     /// Free pages; the next to be given is the last.
     free: Vec<u32>,
-    n_pages: usize,
+    total: usize,
     /// Indexed by `BlockId`; `None` once freed.
     blocks: Vec<Option<Block>>,
 }
@@ -39,12 +39,15 @@ impl Pages {
         assert!(n.checked_mul(16).is_some(), "slots have 32-bit numbers");
         Self {
             free: (0..n).rev().collect(),
-            n_pages,
+            total: n_pages,
             blocks: Vec::new(),
         }
     }
 
     /// A new, empty block.
+    ///
+    /// # Panics
+    /// After 2^32 blocks.
     pub fn open(&mut self) -> BlockId {
         let id = u32::try_from(self.blocks.len()).expect("fewer than 2^32 blocks");
         self.blocks.push(Some(Block::default()));
@@ -98,7 +101,7 @@ impl Pages {
             return Err(Error::CacheFull {
                 need,
                 free: self.free.len(),
-                pages: self.n_pages,
+                pages: self.total,
             });
         }
         let taken = self.free.split_off(self.free.len() - need);
@@ -138,7 +141,7 @@ impl Pages {
 
     /// Pages in all.
     pub fn n_pages(&self) -> usize {
-        self.n_pages
+        self.total
     }
 
     /// Free pages.

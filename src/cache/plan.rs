@@ -156,7 +156,9 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
         let closed = view.iter().take_while(|&&b| pages.is_closed(b)).count();
         let history = (closed > 0).then(|| &view[..closed]);
         for run in history.into_iter().chain(view[closed..].chunks(1)) {
-            let range = if let Some(range) = runs.get(run) { range.clone() } else {
+            let range = if let Some(range) = runs.get(run) {
+                range.clone()
+            } else {
                 let first = splits.len();
                 cut(pages, run, &blocks, &mut out.tiles, &mut splits);
                 runs.insert(run.to_vec(), first..splits.len());
@@ -164,7 +166,7 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
             };
             for split in range {
                 let tiles = splits[split].tiles.clone();
-                for row in first_row..first_row + n {
+                for (row, seen) in splits_of_row.iter_mut().enumerate().skip(first_row).take(n) {
                     let sees = |tile: usize| {
                         let [_, first, _, block] = tile_of(&out.tiles, tile);
                         let location = out.locations[block as usize * n_rows + row];
@@ -173,8 +175,8 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
                     // A causal prefill skips what lies ahead; the first tile decides, for later tiles
                     // of a split are not seen earlier than it.
                     if tiles.clone().any(sees) {
-                        splits[split].rows.push((u32_of(row), splits_of_row[row]));
-                        splits_of_row[row] += 1;
+                        splits[split].rows.push((u32_of(row), *seen));
+                        *seen += 1;
                     }
                 }
             }

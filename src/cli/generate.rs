@@ -26,6 +26,10 @@ const MAX_PROBLEM: u64 = 1 << 20;
 
 /// Arguments of `hogwild generate`.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that people type"
+)]
 pub(super) struct Args {
     /// The problem; `-` reads it from standard input
     problem: Option<String>,
@@ -323,7 +327,7 @@ fn run_session(
         let usage = session.usage();
         show.status(session.passes(), started, usage.tokens, usage.context);
     }
-    show.finish(&outcome.0, outcome.1.as_deref())?;
+    show.finish(outcome.0, outcome.1.as_deref())?;
     let seconds = started.elapsed().as_secs_f64();
     let passes = session.passes();
     args.load.note(&format!(
@@ -569,7 +573,7 @@ impl Show {
         });
     }
 
-    fn finish(&mut self, reason: &Reason, answer: Option<&str>) -> Result<()> {
+    fn finish(&mut self, reason: Reason, answer: Option<&str>) -> Result<()> {
         if let Some(output) = &mut self.output {
             output.finish()?;
             if let Some(answer) = answer {

@@ -3,6 +3,8 @@
 //! No preprocessor: a part is prepended whole, an element type is a part with its name filled in.
 //! Every line of the result knows the file it came from, so that errors point there.
 
+use std::fmt::Write as _;
+
 use super::op::Wgsl;
 use super::{DType, Dispatch};
 use crate::{Error, Result};
@@ -112,6 +114,9 @@ impl Variant {
 ///
 /// # Errors
 /// [`Error::Shader`] if the first line names a part that does not exist.
+///
+/// # Panics
+/// If an element type is of integers.
 pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
     let mut out = Composed {
         text: String::new(),
@@ -119,7 +124,8 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
     };
     let mut prelude = String::from("const NEG_LARGE = -3.0e38f;\n");
     for (name, value) in &variant.consts {
-        prelude.push_str(&format!("const {name} = {value}u;\n"));
+        // Writing to a string cannot fail.
+        let _ = writeln!(prelude, "const {name} = {value}u;");
     }
     out.push("(prelude)", &prelude);
     for (name, dtype) in &variant.elements {

@@ -6,7 +6,7 @@
 
 use half::{bf16, f16};
 
-use super::op::{Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, Tolerance, View};
+use super::op::{Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, View};
 use super::{DType, Device, Dispatch, Recording, Tensor};
 use crate::{Error, Result};
 
@@ -175,6 +175,9 @@ fn initial(arg: &CaseArg) -> Vec<u32> {
 }
 
 /// Packs numbers into words of a storage type.
+///
+/// # Panics
+/// If the type is of integers.
 pub fn pack(values: impl Iterator<Item = f32>, dtype: DType) -> Vec<u32> {
     let halves = |halves: Vec<u16>| {
         halves
@@ -226,7 +229,7 @@ fn compare(
             }
             continue;
         }
-        let bound = tolerance_of(&op.tolerance, dtypes[i]);
+        let bound = op.tolerance.of(dtypes[i]);
         let agreement = compare_output(
             name,
             dtypes[i],
@@ -238,10 +241,6 @@ fn compare(
         all.nmse = all.nmse.max(agreement.nmse);
     }
     Ok(all)
-}
-
-fn tolerance_of(tolerance: &Tolerance, dtype: DType) -> Bound {
-    tolerance.of(dtype)
 }
 
 fn compare_output(
@@ -266,8 +265,7 @@ fn compare_output(
             continue;
         }
         let d = (g - w).abs();
-        // The negation makes NaN fail.
-        if !(d <= bound.abs + bound.rel * w.abs()) {
+        if d.is_nan() || d > bound.abs + bound.rel * w.abs() {
             return Err(format!("{name}[{at}] is {g}, the reference says {w}"));
         }
         worst = worst.max(d);
@@ -283,7 +281,7 @@ fn compare_output(
         };
     }
     let nmse = if power > 0.0 { error / power } else { error };
-    if !(nmse <= bound.nmse) {
+    if nmse.is_nan() || nmse > bound.nmse {
         return Err(format!(
             "{name} has NMSE {nmse:.1e}, allowed is {:.0e}",
             bound.nmse

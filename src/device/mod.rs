@@ -184,6 +184,9 @@ impl Device {
     ///
     /// # Errors
     /// Those of [`Device::read`].
+    ///
+    /// # Panics
+    /// If the tensor is of another type.
     pub fn read_f32(&self, from: &Tensor, count: usize) -> Result<Vec<f32>> {
         assert_eq!(from.dtype(), DType::F32, "read_f32 reads f32");
         Ok(bytemuck::pod_collect_to_vec(&self.read(

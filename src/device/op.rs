@@ -366,6 +366,9 @@ impl<'a> View<'a> {
     }
 
     /// Stores one element of any float type, rounded once to the storage type.
+    ///
+    /// # Panics
+    /// If the argument is read-only or of integers.
     pub fn set(&mut self, at: usize, value: f64) {
         match self.dtype {
             #[expect(

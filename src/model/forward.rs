@@ -20,8 +20,8 @@ use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::merge::merge;
 use crate::ops::place::{Arena, HeadNorms, place};
-use crate::ops::project::{Into, project};
-use crate::ops::rms_norm::rms_norm;
+use crate::ops::project::{Into, Linear, project};
+use crate::ops::rms_norm::{Norm, rms_norm};
 use crate::ops::select_rows::select_rows;
 
 /// A loaded model.
@@ -137,6 +137,10 @@ impl Model {
     ///
     /// # Panics
     /// If the plan has no row, or a position outside the table of angles.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a pass reads best from its first dispatch to its last"
+    )]
     pub fn forward(
         &self,
         plan: &Plan,
@@ -144,7 +148,7 @@ impl Model {
         scratch: &mut Scratch,
     ) -> Result<Recording> {
         let (c, w) = (&self.config, &self.weights);
-        let (n, eps) = (plan.n_rows(), c.rms_norm_eps);
+        let n = plan.n_rows();
         assert!(n > 0, "a pass has a row");
         let furthest = plan.locations.iter().copied().max().unwrap_or(0);
         assert!(
@@ -184,24 +188,25 @@ impl Model {
         };
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let norm = |weight| Norm {
+            weight,
+            count: c.hidden_size,
+            eps: c.rms_norm_eps,
+        };
         for (i, layer) in w.layers.iter().enumerate() {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
             rms_norm(
                 &mut r,
                 &rows.x,
-                &layer.attention_norm,
+                norm(&layer.attention_norm),
                 &rows.normed,
                 n,
-                c.hidden_size,
-                eps,
             );
             project(
                 &mut r,
                 &rows.normed,
-                &layer.qkv,
-                0,
-                &layer.qkv_bias,
+                layer.qkv(),
                 &rows.qkv,
                 n,
                 Into::Replace,
@@ -232,24 +237,13 @@ impl Model {
                 &rows.attention,
                 n,
             );
-            project(
-                &mut r,
-                &rows.attention,
-                &layer.out,
-                0,
-                &layer.out_bias,
-                &rows.x,
-                n,
-                Into::Add,
-            );
+            project(&mut r, &rows.attention, layer.out(), &rows.x, n, Into::Add);
             rms_norm(
                 &mut r,
                 &rows.x,
-                &layer.feed_forward_norm,
+                norm(&layer.feed_forward_norm),
                 &rows.normed,
                 n,
-                c.hidden_size,
-                eps,
             );
             gate_up(
                 &mut r,
@@ -259,42 +253,20 @@ impl Model {
                 &rows.hidden,
                 n,
             );
-            project(
-                &mut r,
-                &rows.hidden,
-                &layer.down,
-                0,
-                &layer.down_bias,
-                &rows.x,
-                n,
-                Into::Add,
-            );
+            project(&mut r, &rows.hidden, layer.down(), &rows.x, n, Into::Add);
         }
         let n_wanted = plan.wanted.len();
         if n_wanted > 0 {
             let (logits, [last, normed]) = self.outputs(n_wanted, scratch)?;
             select_rows(&mut r, wanted, &rows.x, &last, n_wanted);
-            rms_norm(
-                &mut r,
-                &last,
-                &w.norm,
-                &normed,
-                n_wanted,
-                c.hidden_size,
-                eps,
-            );
-            for (first, piece) in &w.head.0 {
-                let into = Into::Replace;
-                project(
-                    &mut r,
-                    &normed,
-                    piece,
-                    *first,
-                    &w.head_bias,
-                    &logits,
-                    n_wanted,
-                    into,
-                );
+            rms_norm(&mut r, &last, norm(&w.norm), &normed, n_wanted);
+            for (first, weight) in &w.head.0 {
+                let piece = Linear {
+                    weight,
+                    bias: &w.head_bias,
+                    first: *first,
+                };
+                project(&mut r, &normed, piece, &logits, n_wanted, Into::Replace);
             }
         }
         Ok(r)
@@ -391,6 +363,32 @@ impl Model {
         )?;
         let selected = scratch.selected.clone().expect("set above");
         Ok((logits, selected))
+    }
+}
+
+impl Layer {
+    fn qkv(&self) -> Linear<'_> {
+        Linear {
+            weight: &self.qkv,
+            bias: &self.qkv_bias,
+            first: 0,
+        }
+    }
+
+    fn out(&self) -> Linear<'_> {
+        Linear {
+            weight: &self.out,
+            bias: &self.out_bias,
+            first: 0,
+        }
+    }
+
+    fn down(&self) -> Linear<'_> {
+        Linear {
+            weight: &self.down,
+            bias: &self.down_bias,
+            first: 0,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
 use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
+use crate::ops::u32_of;
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the host at a time.
@@ -132,7 +133,7 @@ impl<'a> Source<'a> {
         } else {
             (3.0 / cols as f32).sqrt()
         };
-        let mut state = (first as u32).wrapping_mul(0x9e37_79b9) ^ name.len() as u32;
+        let mut state = u32_of(first % (1 << 24)).wrapping_mul(0x9e37_79b9) ^ u32_of(name.len());
         let values = (0..n * cols).map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let unit = (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0;
@@ -172,7 +173,11 @@ pub(super) fn load(
         config.hidden_size,
         padded(config.hidden_size),
     )])?;
-    let head = if source.has(Group::Head) { loader.pieces(HEAD, config.vocab_size, config.hidden_size)? } else { embed.clone() };
+    let head = if source.has(Group::Head) {
+        loader.pieces(HEAD, config.vocab_size, config.hidden_size)?
+    } else {
+        embed.clone()
+    };
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
     let qk_norm = source.has(Group::QkNorm);
     Ok(Weights {

@@ -3,6 +3,11 @@
 //! Each column's sum runs in the same order whatever the number of columns, so that a worker's bits do
 //! not depend on who shares the pass.
 
+#![allow(
+    clippy::inline_always,
+    reason = "what is not in line is not compiled for the instruction set of the dispatch"
+)]
+
 use std::sync::LazyLock;
 
 use half::slice::HalfFloatSliceExt;

@@ -87,23 +87,31 @@ pub enum Into {
     Add,
 }
 
-/// Records one projection of `n_rows` rows through the weight rows `first..`.
+/// Weight and bias of a linear layer, or a piece of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear<'a> {
+    /// `[n, k]`.
+    pub weight: &'a Tensor,
+    /// `[>= first + n]`, in f32.
+    pub bias: &'a Tensor,
+    /// The row of the whole weight that the piece begins with.
+    pub first: usize,
+}
+
+/// Records one projection of `n_rows` rows.
 ///
-/// Shapes: `x` `[>= n_rows, k]`, `weight` `[n, k]`, `bias` `[>= first + n]`, `y` `[>= n_rows, m]` with
-/// `m >= first + n`; all but `weight` in f32.
+/// Shapes: `x` `[>= n_rows, k]`, `y` `[>= n_rows, m]` with `m >= first + n`, both in f32.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a projection has four tensors and three choices"
-)]
 pub fn project(
     r: &mut Recording,
     x: &Tensor,
-    weight: &Tensor,
-    first: usize,
-    bias: &Tensor,
+    Linear {
+        weight,
+        bias,
+        first,
+    }: Linear<'_>,
     y: &Tensor,
     n_rows: usize,
     into: Into,
@@ -186,7 +194,11 @@ fn cases() -> Vec<Case> {
         let weight = rng.uniform(n_out * k);
         let bias = rng.scaled(first + n_out, 30.0);
         let y = rng.scaled(n_rows * y_cols, 30.0);
-        let y = if add { floats(DType::F32, &[n_rows, y_cols], y) } else { output(DType::F32, &[n_rows, y_cols]) };
+        let y = if add {
+            floats(DType::F32, &[n_rows, y_cols], y)
+        } else {
+            output(DType::F32, &[n_rows, y_cols])
+        };
         case(
             name,
             &params,

@@ -53,20 +53,29 @@ struct Params {
     eps: f32,
 }
 
-/// Records the normalisation of `n_rows` rows of `x`, whose first `count` columns are real.
+/// A norm over the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[dim]`, in f32.
+    pub weight: &'a Tensor,
+    /// Columns that are no padding.
+    pub count: usize,
+    /// Added to the mean square before its root.
+    pub eps: f32,
+}
+
+/// Records the normalisation of `n_rows` rows of `x`.
 ///
-/// Shapes: `x`, `y` `[>= n_rows, dim]`, `weight` `[dim]`, all f32.
+/// Shapes: `x`, `y` `[>= n_rows, dim]`, in f32.
 ///
 /// # Panics
 /// If the shapes disagree.
 pub fn rms_norm(
     r: &mut Recording,
     x: &Tensor,
-    weight: &Tensor,
+    Norm { weight, count, eps }: Norm<'_>,
     y: &Tensor,
     n_rows: usize,
-    count: usize,
-    eps: f32,
 ) {
     assert_eq!(x.cols(), y.cols(), "rms_norm: x and y differ in width");
     assert_eq!(

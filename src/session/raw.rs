@@ -78,6 +78,9 @@ impl Raw {
     ///
     /// # Errors
     /// Those of the device; [`Error::NotFinite`] if the model computes no number.
+    ///
+    /// # Panics
+    /// Never: an engine that succeeds gives the logits that were wanted.
     pub fn step(&mut self, text: &Text) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {

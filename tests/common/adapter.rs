@@ -4,6 +4,13 @@
 //! `llvmpipe`. Where there is none, the test says so and goes on without, unless
 //! `HOGWILD_REQUIRE_GPU=1` asks for one.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "what a test says of its device is for people"
+)]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use hogwild::device::{Choice, Device, choose};
 
 /// The Vulkan adapter under test, or `None` with a message.

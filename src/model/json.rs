@@ -19,15 +19,17 @@ const MAX_DEPTH: usize = 64;
 /// Characters of a value or name from a file that a message repeats.
 const MAX_SHOWN: usize = 80;
 
-/// `text` as part of a one-line message: control characters escaped, and not too long. Quotes stay, so
-/// that the name in a message that is shown again is the one in the file.
+/// `text` as part of a one-line message: control characters escaped, and not too long.
 pub(super) fn shown(text: &str) -> String {
-    let escaped = text.chars().flat_map(|c| {
-        let quote = matches!(c, '\'' | '"').then_some(c);
-        let other = quote.is_none().then(|| c.escape_debug());
-        other.into_iter().flatten().chain(quote)
-    });
-    let mut line: String = escaped.take(MAX_SHOWN + 1).collect();
+    let mut line = String::new();
+    for c in text.chars().take(MAX_SHOWN + 1) {
+        // The two separators end a line too.
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
     if line.chars().count() > MAX_SHOWN {
         line = line.chars().take(MAX_SHOWN).collect();
         line.push('…');
@@ -247,7 +249,7 @@ mod tests {
     fn a_message_stays_on_one_line() {
         assert_eq!(
             shown("a\nb\0"),
-            "a\\nb\\0",
+            "a\\nb\\u{0}",
             "control characters are escaped"
         );
         assert!(

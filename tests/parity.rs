@@ -354,3 +354,39 @@ const fn copy_of_double() -> Op {
         tolerance: Tolerance::with_abs(1e-6),
     }
 }
+
+#[test]
+fn a_checked_run_stops_at_the_first_dispatch_that_disagrees() {
+    use hogwild::device::{Dispatch, Recording, judge::play_checked};
+    static WRONG: Op = Op {
+        name: "wrong",
+        args: &[("x", Access::Read), ("y", Access::Write)],
+        kernels: &[Kernel {
+            name: "off by a thousandth",
+            run: Run::Cpu(|args| double(args, count(args), |_, v| v * 1.001)),
+            fits: always,
+        }],
+        ..copy_of_double()
+    };
+    let device = Device::cpu();
+    let tensors = || {
+        let x: Vec<f32> = (0..100).map(|i| (i as f32).sin()).collect();
+        vec![
+            device.upload(&[100], DType::F32, &x).unwrap(),
+            device.tensor(&[100], DType::F32).unwrap(),
+        ]
+    };
+    let dispatch = |op| Dispatch {
+        op,
+        params: ParamBytes::new(&[100_u32]),
+        args: tensors(),
+    };
+    let mut recording = Recording::default();
+    recording.dispatches.push(dispatch(&DOUBLE));
+    play_checked(&device, &recording).unwrap();
+    recording.dispatches.push(dispatch(&WRONG));
+    let error = play_checked(&device, &recording).unwrap_err().to_string();
+    for word in ["op wrong", "off by a thousandth", "dispatch 1", "y["] {
+        assert!(error.contains(word), "{word} is not in: {error}");
+    }
+}

@@ -79,8 +79,8 @@ fn distance(got: impl ExactSizeIterator<Item = f64>, want: &[f32]) -> f64 {
 
 fn engine(device: &Arc<Device>, case: &Case) -> Result<Engine, Error> {
     let files = ModelFiles::open(case.model_dir())?;
-    let model = Model::load(device.clone(), &files, 2048, &mut |_| {})?;
-    Engine::new(Arc::new(model), DType::F32, 256, false)
+    let model = Model::load(device.clone(), &files, 8192, &mut |_| {})?;
+    Engine::new(Arc::new(model), DType::F32, 1024, false)
 }
 
 fn run_plain(

@@ -101,27 +101,46 @@ impl Text {
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let map = read_object(&dir.join("special_tokens_map.json"))?;
 
+        let template = find_template(dir, &config)?;
+        Self::new(dir, &bytes, &config, &map, template)
+    }
+
+    /// A tokenizer that is part of the program, without a chat template; `name` stands for its
+    /// directory in messages.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn embedded(name: &Path, tokenizer: &[u8], config: &[u8]) -> Result<Self> {
+        let config = parse_object(&name.join("tokenizer_config.json"), config)?;
+        Self::new(name, tokenizer, &config, &Map::new(), None)
+    }
+
+    fn new(
+        dir: &Path,
+        bytes: &[u8],
+        config: &Map<String, Value>,
+        map: &Map<String, Value>,
+        template: Option<Template>,
+    ) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
         // The tokenizer library may panic on a file that no training wrote.
-        let mut tokenizer = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(&bytes)))
+        let mut tokenizer = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)))
             .map_err(|_| Error::bad(&path, "contents", "the tokenizer library gave up on it"))?
             .map_err(|e| Error::bad(&path, "contents", e.to_string()))?;
-        drop(bytes);
         tokenizer
             .with_truncation(None)
             .map_err(|e| Error::bad(&path, "truncation", e.to_string()))?;
         tokenizer.with_padding(None);
-        add_declared_tokens(&mut tokenizer, &config).map_err(|e| {
+        add_declared_tokens(&mut tokenizer, config).map_err(|e| {
             Error::bad(dir.join("tokenizer_config.json"), "added_tokens_decoder", e)
         })?;
 
-        let named = named_tokens(&config, &map);
+        let named = named_tokens(config, map);
         let id = |key: &str| {
             let content = named.get(key)?.as_str()?;
             tokenizer.token_to_id(content)
         };
         let (bos, eos) = (id("bos_token"), id("eos_token").into_iter().collect());
-        let template = find_template(dir, &config)?;
-
         let vocab = tokenizer.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         drop(vocab);
@@ -512,7 +531,11 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let Some(bytes) = read(path, MAX_CONFIG)? else {
         return Ok(Map::new());
     };
-    match serde_json::from_slice(&bytes) {
+    parse_object(path, &bytes)
+}
+
+fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(bytes) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::bad(path, "contents", "it is not a JSON object")),
         Err(e) => Err(Error::bad(path, "contents", e.to_string())),

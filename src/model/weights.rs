@@ -27,11 +27,20 @@ const SINGLE: &str = "model.safetensors";
 /// Name of the file that says which weights are where, if there are several.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// One weight file, kept open.
+/// One weight file.
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    file: File,
+    data: Data,
+}
+
+/// Where a weight file's bytes are.
+#[derive(Debug)]
+enum Data {
+    /// On disk, kept open.
+    File(File),
+    /// In the program.
+    Embedded(&'static [u8]),
 }
 
 /// The weight files of a model: their tensors are known, their data is still on disk.
@@ -69,6 +78,29 @@ impl Checkpoint {
                 format!("is not there, nor is {INDEX}; weights in other formats are not read"),
             ));
         }
+        checkpoint.digest = hash.finalize().into();
+        Ok(checkpoint)
+    }
+
+    /// A weight file that is part of the program; `path` stands for it in messages.
+    ///
+    /// # Errors
+    /// If its header is damaged.
+    pub fn embedded(path: PathBuf, bytes: &'static [u8]) -> Result<Self> {
+        let mut checkpoint = Self {
+            dir: path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            digest: [0; 32],
+        };
+        let mut hash = Sha256::new();
+        let file_len = bytes.len() as u64;
+        let len = header_len(&path, &bytes[..bytes.len().min(8)], file_len)?;
+        let end = usize::try_from(8 + len)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let data = Data::Embedded(bytes);
+        checkpoint.add_shard(path, data, &bytes[..end], file_len, &mut hash)?;
         checkpoint.digest = hash.finalize().into();
         Ok(checkpoint)
     }
@@ -122,9 +154,21 @@ impl Checkpoint {
         read_up_to(&file, &mut bytes, 8).map_err(Error::io(&path))?;
         let len = header_len(&path, &bytes, file_len)?;
         read_up_to(&file, &mut bytes, len).map_err(Error::io(&path))?;
-        let header = Header::parse(&path, &bytes, file_len)?;
+        self.add_shard(path, Data::File(file), &bytes, file_len, hash)
+    }
+
+    /// Adds one weight file whose length and header bytes are known.
+    fn add_shard(
+        &mut self,
+        path: PathBuf,
+        data: Data,
+        bytes: &[u8],
+        file_len: u64,
+        hash: &mut Sha256,
+    ) -> Result<()> {
+        let header = Header::parse(&path, bytes, file_len)?;
         hash.update(file_len.to_le_bytes());
-        hash.update(&bytes);
+        hash.update(bytes);
 
         let shard = self.shards.len();
         for (name, mut entry) in header.tensors {
@@ -139,7 +183,7 @@ impl Checkpoint {
                 return Err(Error::bad(path, "header", problem));
             }
         }
-        self.shards.push(Shard { path, file });
+        self.shards.push(Shard { path, data });
         Ok(())
     }
 
@@ -267,7 +311,23 @@ impl Checkpoint {
 
     fn read_at(&self, entry: &Entry, name: &str, at: u64, bytes: &mut [u8]) -> Result<()> {
         let shard = &self.shards[entry.file];
-        read_exact_at(&shard.file, bytes, entry.offset + at).map_err(|e| match e.kind() {
+        let at = entry.offset + at;
+        let read = match &shard.data {
+            Data::File(file) => read_exact_at(file, bytes, at),
+            Data::Embedded(all) => {
+                let from = usize::try_from(at)
+                    .ok()
+                    .and_then(|at| all.get(at..)?.get(..bytes.len()));
+                match from {
+                    Some(from) => {
+                        bytes.copy_from_slice(from);
+                        Ok(())
+                    }
+                    None => Err(io::ErrorKind::UnexpectedEof.into()),
+                }
+            }
+        };
+        read.map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => {
                 let problem = "the file has become shorter since it was opened";
                 Error::bad(&shard.path, name, problem)

@@ -61,6 +61,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod model;

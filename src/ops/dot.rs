@@ -1,7 +1,7 @@
-//! Dot products of one weight row with several columns: the inner loop of the CPU path.
+//! Dot products of weight rows with several columns: the inner loop of the CPU path.
 //!
-//! Each column's sum runs in the same order whatever the number of columns, so that a worker's bits do
-//! not depend on who shares the pass.
+//! The sum of one row with one column runs in the same order whatever is computed beside it, so that a
+//! worker's bits do not depend on who shares the pass.
 
 #![allow(
     clippy::inline_always,
@@ -18,6 +18,9 @@ use crate::device::{DType, View};
 
 /// Elements of a weight row that are widened to f32 at once; a piece stays in the first cache.
 const PIECE: usize = 512;
+
+/// Weight rows that are computed together: each column is then read once for two of them.
+pub(super) const ROWS: usize = 2;
 
 /// The instruction set of this machine.
 static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
@@ -37,18 +40,26 @@ pub(super) fn widen(from: &View<'_>, at: usize, to: &mut [f32]) {
     }
 }
 
-/// `out[c] = sum over i of weight[at + i] * x[c][i]`, for at most 16 columns of length `k`.
+/// `out[i][c] = sum over j of weight[rows[i] * k + j] * x[c][j]`, for at most 16 columns of length `k`.
 ///
-/// Shapes: `x` `[columns, k]`, `out` `[columns]`.
-pub(super) fn dots(weight: &View<'_>, at: usize, k: usize, x: &[f32], out: &mut [f32]) {
+/// Shapes: `x` `[columns, k]`; `out` holds one sum for each column in its first places.
+pub(super) fn dots(
+    weight: &View<'_>,
+    rows: [usize; ROWS],
+    k: usize,
+    x: &[f32],
+    out: &mut [[f32; MAX_COLS]; ROWS],
+) {
+    let columns = x.len() / k.max(1);
     assert!(
-        out.len() <= MAX_COLS && x.len() == out.len() * k,
+        columns <= MAX_COLS && x.len() == columns * k,
         "columns of the same length"
     );
     ARCH.dispatch(Dots {
         weight,
-        at,
+        rows,
         k,
+        columns,
         x,
         out,
     });
@@ -61,10 +72,10 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
         type Output = f32;
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> f32 {
-            let mut sums = [[simd.splat_f32s(0.0); 2]];
-            let mut tails = [0.0];
-            piece::<S, 1>(simd, self.0, [self.1], &mut sums, &mut tails);
-            simd.reduce_sum_f32s(simd.add_f32s(sums[0][0], sums[0][1])) + tails[0]
+            let mut sums = [[simd.splat_f32s(0.0)]];
+            let mut tails = [[0.0]];
+            tile::<S, 1, 1>(simd, [self.0], [self.1], &mut sums, &mut tails);
+            simd.reduce_sum_f32s(sums[0][0]) + tails[0][0]
         }
     }
     ARCH.dispatch(Dot(a, b))
@@ -84,10 +95,11 @@ pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
 
 struct Dots<'a> {
     weight: &'a View<'a>,
-    at: usize,
+    rows: [usize; ROWS],
     k: usize,
+    columns: usize,
     x: &'a [f32],
-    out: &'a mut [f32],
+    out: &'a mut [[f32; MAX_COLS]; ROWS],
 }
 
 impl WithSimd for Dots<'_> {
@@ -97,71 +109,100 @@ impl WithSimd for Dots<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self {
             weight,
-            at,
+            rows,
             k,
+            columns,
             x,
             out,
         } = self;
-        let mut sums = [[simd.splat_f32s(0.0); 2]; MAX_COLS];
-        let mut tails = [0.0; MAX_COLS];
-        let mut buffer = [0.0; PIECE];
+        let mut sums = [[simd.splat_f32s(0.0); MAX_COLS]; ROWS];
+        let mut tails = [[0.0; MAX_COLS]; ROWS];
+        let mut buffers = [[0.0; PIECE]; ROWS];
         for first in (0..k).step_by(PIECE) {
             let len = PIECE.min(k - first);
-            let w = &mut buffer[..len];
-            match weight.dtype() {
-                // In line, so that it is compiled for the instruction set of the dispatch.
-                DType::BF16 => {
-                    for (to, &from) in w.iter_mut().zip(&weight.bf16s()[at + first..][..len]) {
-                        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-                    }
-                }
-                _ => widen(weight, at + first, w),
+            for (row, buffer) in rows.iter().zip(&mut buffers) {
+                widen_here(weight, row * k + first, &mut buffer[..len]);
             }
+            let ws = [&buffers[0][..len], &buffers[1][..len]];
             let column = |c: usize| &x[c * k + first..][..len];
             let mut c = 0;
-            while c + 4 <= out.len() {
+            while c + 4 <= columns {
                 let xs = [column(c), column(c + 1), column(c + 2), column(c + 3)];
-                piece::<S, 4>(simd, w, xs, &mut sums[c..], &mut tails[c..]);
+                tile_at::<S, 4>(simd, ws, xs, c, &mut sums, &mut tails);
                 c += 4;
             }
-            while c < out.len() {
-                piece::<S, 1>(simd, w, [column(c)], &mut sums[c..], &mut tails[c..]);
+            while c < columns {
+                tile_at::<S, 1>(simd, ws, [column(c)], c, &mut sums, &mut tails);
                 c += 1;
             }
         }
-        for ((out, sum), tail) in out.iter_mut().zip(&sums).zip(&tails) {
-            *out = simd.reduce_sum_f32s(simd.add_f32s(sum[0], sum[1])) + tail;
+        for (out, (sums, tails)) in out.iter_mut().zip(sums.iter().zip(&tails)) {
+            for (out, (sum, tail)) in out.iter_mut().zip(sums.iter().zip(tails)).take(columns) {
+                *out = simd.reduce_sum_f32s(*sum) + tail;
+            }
         }
     }
 }
 
-/// Adds the products of one piece to the running sums of `C` columns: vectors of even and of odd index
-/// in a sum of their own, what is left over in `tails`.
+/// As [`widen`], compiled for the instruction set of the dispatch where it matters.
 #[inline(always)]
-fn piece<S: Simd, const C: usize>(
+fn widen_here(weight: &View<'_>, at: usize, to: &mut [f32]) {
+    if weight.dtype() == DType::BF16 {
+        for (to, &from) in to.iter_mut().zip(&weight.bf16s()[at..]) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    } else {
+        widen(weight, at, to);
+    }
+}
+
+/// [`tile`] for the columns `c..c + C` of running sums.
+#[inline(always)]
+fn tile_at<S: Simd, const C: usize>(
     simd: S,
-    w: &[f32],
+    ws: [&[f32]; ROWS],
     xs: [&[f32]; C],
-    sums: &mut [[S::f32s; 2]],
-    tails: &mut [f32],
+    c: usize,
+    sums: &mut [[S::f32s; MAX_COLS]; ROWS],
+    tails: &mut [[f32; MAX_COLS]; ROWS],
 ) {
-    let (ws, w_tail) = S::as_simd_f32s(w);
+    let mut acc: [[S::f32s; C]; ROWS] =
+        std::array::from_fn(|r| std::array::from_fn(|i| sums[r][c + i]));
+    let mut rest: [[f32; C]; ROWS] =
+        std::array::from_fn(|r| std::array::from_fn(|i| tails[r][c + i]));
+    tile::<S, ROWS, C>(simd, ws, xs, &mut acc, &mut rest);
+    for r in 0..ROWS {
+        sums[r][c..c + C].copy_from_slice(&acc[r]);
+        tails[r][c..c + C].copy_from_slice(&rest[r]);
+    }
+}
+
+/// Adds the products of one piece to `R` times `C` running sums; what fills no vector goes to `tails`.
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    ws: [&[f32]; R],
+    xs: [&[f32]; C],
+    sums: &mut [[S::f32s; C]; R],
+    tails: &mut [[f32; C]; R],
+) {
+    let ws = ws.map(|w| S::as_simd_f32s(w));
     let xs = xs.map(|x| S::as_simd_f32s(x));
-    let mut acc: [[S::f32s; 2]; C] = std::array::from_fn(|c| sums[c]);
-    let n = ws.len();
-    for i in 0..n / 2 {
-        for c in 0..C {
-            acc[c][0] = simd.mul_add_e_f32s(ws[2 * i], xs[c].0[2 * i], acc[c][0]);
-            acc[c][1] = simd.mul_add_e_f32s(ws[2 * i + 1], xs[c].0[2 * i + 1], acc[c][1]);
+    let mut acc = *sums;
+    for i in 0..ws[0].0.len() {
+        let x: [S::f32s; C] = std::array::from_fn(|c| xs[c].0[i]);
+        for r in 0..R {
+            for c in 0..C {
+                acc[r][c] = simd.mul_add_e_f32s(ws[r].0[i], x[c], acc[r][c]);
+            }
         }
     }
-    for c in 0..C {
-        if n % 2 == 1 {
-            acc[c][0] = simd.mul_add_e_f32s(ws[n - 1], xs[c].0[n - 1], acc[c][0]);
-        }
-        sums[c] = acc[c];
-        for (&w, &x) in w_tail.iter().zip(xs[c].1) {
-            tails[c] += w * x;
+    *sums = acc;
+    for r in 0..R {
+        for c in 0..C {
+            for (&w, &x) in ws[r].1.iter().zip(xs[c].1) {
+                tails[r][c] += w * x;
+            }
         }
     }
 }

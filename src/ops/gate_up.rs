@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output};
-use super::dot::dots;
+use super::dot::{ROWS, dots};
 use super::{MAX_COLS, columns, u32_of};
 use crate::device::Access::{Read, Write};
 use crate::device::{
@@ -131,17 +131,16 @@ fn by_row(args: &mut Args<'_>) {
     let mut gated = vec![0.0; n_out * n_rows];
     let by_n = gated
         .par_chunks_exact_mut(n_rows)
-        .with_min_len(8)
+        .with_min_len(4)
         .enumerate();
     by_n.for_each(|(n, gated)| {
+        let mut out = [[0.0; MAX_COLS]; ROWS];
         for (gated, x) in gated.chunks_mut(MAX_COLS).zip(x.chunks(MAX_COLS * k)) {
-            let mut ups = [0.0; MAX_COLS];
-            let ups = &mut ups[..gated.len()];
-            dots(&weight, n * k, k, x, gated);
-            dots(&weight, (n_out + n) * k, k, x, ups);
-            for (gate, &mut up) in gated.iter_mut().zip(ups) {
-                let g = *gate + bias[n];
-                *gate = g / (1.0 + (-g).exp()) * (up + bias[n_out + n]);
+            dots(&weight, [n, n_out + n], k, x, &mut out);
+            let [gates, ups] = &out;
+            for (gated, (gate, up)) in gated.iter_mut().zip(gates.iter().zip(ups)) {
+                let g = gate + bias[n];
+                *gated = g / (1.0 + (-g).exp()) * (up + bias[n_out + n]);
             }
         }
     });

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output};
-use super::dot::dots;
+use super::dot::{ROWS, dots};
 use super::{MAX_COLS, columns, u32_of};
 use crate::device::Access::{Read, ReadWrite};
 use crate::device::{
@@ -158,13 +158,20 @@ fn by_row(args: &mut Args<'_>) {
     let (n_rows, k, n_out) = (p.n_rows as usize, p.k as usize, p.n_out as usize);
     let x = &x.f32s()[..n_rows * k];
     let mut sums = vec![0.0; n_out * n_rows];
-    let by_n = sums
-        .par_chunks_exact_mut(n_rows)
-        .with_min_len(8)
+    let by_pair = sums
+        .par_chunks_mut(ROWS * n_rows)
+        .with_min_len(4)
         .enumerate();
-    by_n.for_each(|(n, sums)| {
-        for (sums, x) in sums.chunks_mut(MAX_COLS).zip(x.chunks(MAX_COLS * k)) {
-            dots(&weight, n * k, k, x, sums);
+    by_pair.for_each(|(pair, sums)| {
+        // An odd last row is computed twice, with itself.
+        let rows = [ROWS * pair, (ROWS * pair + 1).min(n_out - 1)];
+        let mut out = [[0.0; MAX_COLS]; ROWS];
+        for (group, x) in x.chunks(MAX_COLS * k).enumerate() {
+            dots(&weight, rows, k, x, &mut out);
+            for (sums, out) in sums.chunks_exact_mut(n_rows).zip(&out) {
+                let columns = x.len() / k;
+                sums[group * MAX_COLS..][..columns].copy_from_slice(&out[..columns]);
+            }
         }
     });
     let (bias, y) = (bias.f32s(), y.f32s_mut());

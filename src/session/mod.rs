@@ -313,17 +313,17 @@ impl Session {
         if self.is_over {
             return Ok(events);
         }
+        self.rehearse(commands)?;
         if !self.is_open {
             self.open(&mut events)?;
         }
         for command in commands {
             self.command(command, &mut events)?;
         }
+        self.check_budget();
         if self.ending.is_none() {
             self.run_pass(&mut events)?;
-        }
-        if self.ending.is_none() && self.pass >= self.settings.max_passes {
-            self.ending = Some(Reason::Budget);
+            self.check_budget();
         }
         if let Some(reason) = self.ending {
             self.end(reason, &mut events)?;
@@ -365,6 +365,31 @@ impl Session {
         });
     }
 
+    /// Whether all of the commands make sense one after the other; nothing changes.
+    fn rehearse(&self, commands: &[Command]) -> Result<()> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let mut protocol = self.protocol.clone();
+        for command in commands {
+            match command {
+                Command::Join { name } => protocol.join(name).map(drop)?,
+                Command::Hold { worker } => protocol.hold(*worker)?,
+                Command::Resume { worker } => protocol.resume(*worker)?,
+                Command::Retire { worker } => protocol.retire(*worker)?,
+                Command::Feed { worker, text } => protocol.feed(*worker, text).map(drop)?,
+                Command::Finish | Command::Stop => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_budget(&mut self) {
+        if self.pass >= self.settings.max_passes {
+            self.ending.get_or_insert(Reason::Budget);
+        }
+    }
+
     fn command(&mut self, command: &Command, events: &mut Vec<Event>) -> Result<()> {
         let event = Event::Command {
             pass: self.pass,
@@ -400,7 +425,9 @@ impl Session {
                 self.inserted(*worker, Words::Fed, ids, events);
                 return Ok(());
             }
-            Command::Finish => self.ending = Some(Reason::Asked),
+            Command::Finish => {
+                self.ending.get_or_insert(Reason::Asked);
+            }
             Command::Stop => self.ending = Some(Reason::Stopped),
         }
         events.push(event);
@@ -595,9 +622,10 @@ impl Session {
     /// Runs the early answer greedily in a sequence of its own.
     fn run_finisher(&mut self, finisher: &mut Finisher) -> Result<()> {
         // The session's blocks are given back first: the flat text is as long as all of them.
+        // Empty, they can still be asked for their length.
         let blocks: Vec<BlockId> = self.blocks().collect();
         for block in blocks {
-            self.engine.cache.pages.free(block);
+            self.engine.cache.pages.truncate(block, 0);
         }
         let need = finisher.prompt().len() + self.protocol.rules().finisher_tokens;
         if need > self.settings.context {

@@ -11,7 +11,7 @@ use crate::cache::layout::View;
 use crate::cache::pages::BlockId;
 use crate::cache::plan::{Batch, Logits, SPLIT, Turn, plan};
 use crate::device::{DType, judge};
-use crate::{Result, TokenId};
+use crate::{Error, Result, TokenId};
 
 /// Most rows of one pass of a prefill.
 const PREFILL_ROWS: usize = 256;
@@ -58,9 +58,16 @@ impl Engine {
     /// reference's section 3).
     ///
     /// # Errors
-    /// [`crate::Error::CacheFull`] or [`crate::Error::Limit`] before anything runs; those of the
-    /// device. The blocks are then as before.
+    /// [`Error::CacheFull`] or [`Error::Limit`] before anything runs, [`Error::Tokenizer`] for a token
+    /// that the model does not have; those of the device. The blocks are then as before.
     pub fn pass(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        let vocab = self.model.config().vocab_size;
+        let mut tokens = batch.turns.iter().flat_map(|turn| &turn.tokens);
+        if let Some(id) = tokens.find(|&&id| id as usize >= vocab) {
+            return Err(Error::Tokenizer(format!(
+                "it knows token {id}, but the model has {vocab} tokens; do the files belong together?"
+            )));
+        }
         for (i, turn) in batch.turns.iter().enumerate() {
             if let Err(error) = self.cache.pages.extend(own(turn), turn.tokens.len()) {
                 self.take_back(&batch.turns[..i]);

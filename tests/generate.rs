@@ -1501,6 +1501,34 @@ fn a_budget_of_no_pass_runs_none() {
     }
 }
 
+#[test]
+fn a_token_that_the_model_does_not_know_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = TinyModel {
+        vocab: 300,
+        ..TinyModel::default()
+    };
+    shape.write(dir.path(), "vocabulary");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let from = Path::new("tests/golden/models/tokenizer").join(file);
+        std::fs::copy(from, dir.path().join(file)).unwrap();
+    }
+    for device in adapter::devices() {
+        let subject = Subject::load(device, dir.path(), 400);
+        let settings = Settings {
+            context: 400,
+            ..greedy(5)
+        };
+        let mut session = subject.session(&settings, rules(), 2).unwrap();
+        let error = session.step(&[]).unwrap_err();
+        assert!(error.to_string().contains("token"), "{error}");
+        let engine = settings.engine(Arc::clone(&subject.model), false).unwrap();
+        let mut raw = Raw::new(engine, settings, vec![5, 300], vec![]).unwrap();
+        let error = raw.step(&subject.text).unwrap_err();
+        assert!(error.to_string().contains("300"), "{error}");
+    }
+}
+
 // Layouts.
 
 #[test]

@@ -1263,6 +1263,18 @@ fn a_seed_is_a_text() {
 }
 
 #[test]
+fn a_draw_is_keyed_by_seed_and_worker_and_pass() {
+    let subject = Subject::golden(Device::cpu());
+    let script = [(4, vec![join("Dave"), Command::Hold { worker: 0 }])];
+    let (mut header, events) = subject.run(&sampled(20), 3, &script);
+    // The textbook gives the logits, and draws with the numbers of this worker in this pass.
+    let eyes = Eyes::from(Layout::Combined);
+    textbook_agrees(&subject, &header, &events, eyes).unwrap();
+    header.settings.seed += 1;
+    textbook_agrees(&subject, &header, &events, eyes).unwrap_err();
+}
+
+#[test]
 fn who_joins_does_not_change_the_others_random_numbers() {
     let subject = Subject::golden(Device::cpu());
     let mut spoken = 0;

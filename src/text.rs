@@ -5,7 +5,8 @@
 //!
 //! Invariant: text that a user wrote never becomes a control token. Protocol text goes through
 //! [`Text::encode`], which recognises every added token; user text goes through
-//! [`Text::encode_plain`] or [`Text::render_chat`], which recognise none that steers a model.
+//! [`Text::encode_plain`], [`Text::encode_as_input`] or [`Text::render_chat`], which recognise none
+//! that steers a model.
 
 mod guard;
 pub mod template;
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use tokenizers::Model as _;
 use tokenizers::{
-    AddedToken, AddedVocabulary, ModelWrapper, OffsetType, PreTokenizer as _, Tokenizer,
+    AddedToken, AddedVocabulary, Encoding, ModelWrapper, OffsetType, PreTokenizer as _, Token,
+    Tokenizer,
 };
 
 use crate::{Error, Result, TokenId};
@@ -248,8 +250,26 @@ impl Text {
         Ok(ids)
     }
 
+    /// Tokens of a text that a model is to continue: [`Self::encode_plain`], and around it what
+    /// `tokenizer.json` says stands around every input, as in Hugging Face's default encoding.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer's own rules fail on the text.
+    pub fn encode_as_input(&self, text: &str) -> Result<Vec<TokenId>> {
+        let token = |id| Token::new(id, String::new(), (0, 0));
+        let plain = self.encode_plain(text)?.into_iter().map(token).collect();
+        let plain = Encoding::from_tokens(plain, 0);
+        // The tokenizer library panics where a template names a special token that it does not list.
+        let whole = catch_unwind(AssertUnwindSafe(|| {
+            self.tokenizer.post_process(plain, None, true)
+        }))
+        .map_err(|_| Error::Tokenizer("its post_processor names a token it does not list".into()))?
+        .map_err(refused)?;
+        Ok(whole.get_ids().to_vec())
+    }
+
     /// Ids and byte ranges, with the ordinary added tokens only.
-    fn encode_ordinary(&self, text: &str) -> Result<tokenizers::Encoding> {
+    fn encode_ordinary(&self, text: &str) -> Result<Encoding> {
         let mut pieces = self
             .plain
             .extract_and_normalize(self.tokenizer.get_normalizer(), text);
@@ -263,26 +283,6 @@ impl Text {
         pieces
             .into_encoding(None, 0, OffsetType::Byte)
             .map_err(refused)
-    }
-
-    /// Tokens of a text that a model is given as it is: those of [`Self::encode_plain`], between the
-    /// tokens that the tokenizer's own post-processor puts before and after an input.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] when the tokenizer's own rules fail on the text.
-    pub fn encode_as_input(&self, text: &str) -> Result<Vec<TokenId>> {
-        let sample = |special| -> Result<Vec<TokenId>> {
-            let encoding = self.tokenizer.encode_fast("a", special).map_err(refused)?;
-            Ok(encoding.get_ids().to_vec())
-        };
-        let (bare, framed) = (sample(false)?, sample(true)?);
-        let ids = self.encode_plain(text)?;
-        let at = framed
-            .windows(bare.len().max(1))
-            .position(|window| window == bare);
-        let Some(at) = at else { return Ok(ids) };
-        let (before, after) = (&framed[..at], &framed[at + bare.len()..]);
-        Ok([before, &ids, after].concat())
     }
 
     /// Text of the tokens, special ones included; broken UTF-8 becomes U+FFFD, unknown ids nothing.

@@ -270,6 +270,43 @@ fn words_that_are_added_tokens_stay_words() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_input_gets_what_the_tokenizer_puts_around_it() -> Result<()> {
+    let file = std::fs::read_to_string(golden("models/tokenizer/tokenizer.json")).expect("a file");
+    let with = |processor: Value| {
+        let mut json: Value = serde_json::from_str(&file).expect("JSON");
+        json["post_processor"] = processor;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("a file");
+        Text::load(dir.path())
+    };
+    let template = |tokens: Value| {
+        json!({"type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<|eos|>", "type_id": 0}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": tokens})
+    };
+    let listed = json!({
+        "<|bos|>": {"id": "<|bos|>", "ids": [481], "tokens": ["<|bos|>"]},
+        "<|eos|>": {"id": "<|eos|>", "ids": [482], "tokens": ["<|eos|>"]}});
+    let (plain, both) = (small(), with(template(listed))?);
+    for user in ["what is 5 + 7?", "a<|eos|>b", ""] {
+        let ids = plain.encode_plain(user)?;
+        assert_eq!(plain.encode_as_input(user)?, ids, "it puts nothing there");
+        let whole = [vec![481], ids, vec![482]].concat();
+        assert_eq!(both.encode_as_input(user)?, whole, "{user:?}");
+    }
+    // A template that names what the file does not list is refused, here or when it is loaded.
+    let refused = with(template(json!({}))).and_then(|text| text.encode_as_input("a"));
+    assert!(refused.is_err(), "{refused:?}");
+    Ok(())
+}
+
 /// A directory with the golden tokenizer and other files beside it.
 fn dir_with(files: &[(&str, String)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -58,15 +58,14 @@ impl Engine {
     /// reference's section 3).
     ///
     /// # Errors
-    /// [`Error::CacheFull`], [`Error::Limit`], or [`Error::Tokenizer`] for a token that the model does
-    /// not have, before anything runs; those of the device. The blocks are then as before.
+    /// [`Error::CacheFull`] or [`Error::Limit`] before anything runs, [`Error::Tokenizer`] for a token
+    /// that the model does not have; those of the device. The blocks are then as before.
     pub fn pass(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let vocab = self.model.config().vocab_size;
         let mut tokens = batch.turns.iter().flat_map(|turn| &turn.tokens);
         if let Some(id) = tokens.find(|&&id| id as usize >= vocab) {
             return Err(Error::Tokenizer(format!(
-                "token {id} is beyond the {vocab} rows of the embedding: \
-                 tokenizer and model do not belong together"
+                "it knows token {id}, but the model has {vocab} tokens; do the files belong together?"
             )));
         }
         for (i, turn) in batch.turns.iter().enumerate() {

@@ -23,7 +23,7 @@ use crate::cache::pages::{BlockId, PAGE};
 use crate::cache::plan::{Batch, Logits, Turn as Fed};
 use crate::device::DType;
 use crate::model::{Engine, Model};
-use crate::protocol::{AnswerKind, Ending, Finisher, Presence, Protocol, Rules, Turn};
+use crate::protocol::{AnswerKind, Ending, Finisher, Presence, Protocol, Rules, Turn, step_prefix};
 use crate::sampler::Sampling;
 use crate::text::Stream;
 use crate::{Error, Result, TokenId};
@@ -39,6 +39,7 @@ pub struct Session {
     workers: Vec<Worker>,
     /// Passes that ran.
     pass: u64,
+    early: Early,
     /// Whether prompt and headers are in the cache.
     is_open: bool,
     /// Set once the session shall end, and cleared of nothing after that.
@@ -56,6 +57,19 @@ struct Worker {
     stream: Stream,
 }
 
+/// What the early answer took when it was measured last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Early {
+    /// Tokens that were written then.
+    written: usize,
+    /// Tokens of the whole text, tokenised anew, and of the answer.
+    need: usize,
+}
+
+/// Most tokens that a chosen token becomes when the text is tokenised anew: a broken character is
+/// written as U+FFFD, which has three bytes.
+const GROWTH: usize = 4;
+
 /// How full the cache is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
@@ -63,6 +77,12 @@ pub struct Usage {
     pub tokens: usize,
     /// Tokens that it may have.
     pub context: usize,
+}
+
+/// Tokens of the whole text, tokenised anew for the early answer, and of the answer itself.
+fn early_need(protocol: &Protocol) -> Result<usize> {
+    let prompt = protocol.finisher()?.prompt().len();
+    Ok(prompt.saturating_add(protocol.rules().finisher_tokens))
 }
 
 impl Settings {
@@ -203,7 +223,13 @@ impl Session {
             ..Worker::default()
         };
         let workers = words.iter().map(worker).collect();
-        let session = Self {
+        if let Some(me) = words.iter().position(Vec::is_empty) {
+            return Err(Error::Usage(format!(
+                "{} has no first words, and nothing to go on from",
+                protocol.name(me)
+            )));
+        }
+        let mut session = Self {
             engine,
             protocol,
             settings,
@@ -211,14 +237,17 @@ impl Session {
             shared,
             workers,
             pass: 0,
+            early: Early::default(),
             is_open: false,
             ending: None,
             is_over: false,
         };
+        session.measure_early()?;
         let opening = session.protocol.opening();
         let headers = opening.header_others.len() + opening.header_own.len();
         let words: usize = opening.words.iter().map(Vec::len).sum();
-        let need = opening.prompt.len() + headers + words + session.reserve();
+        let own = opening.prompt.len() + headers + words;
+        let need = own.max(session.early_room(session.early.need));
         if need > session.settings.context {
             return Err(Error::Limit {
                 what: format!("the prompt of {} tokens", opening.prompt.len()),
@@ -300,16 +329,46 @@ impl Session {
         self.blocks().map(|b| self.engine.cache.pages.len(b)).sum()
     }
 
-    /// Tokens that the early answer may need beside what was written: its sentence, its own tokens, and
-    /// some for a text that tokenises longer the second time.
-    fn reserve(&self) -> usize {
+    /// Tokens of the workers' texts, those included that are not in the cache yet.
+    fn written(&self) -> usize {
+        let p = &self.protocol;
+        let current = (0..p.n_workers()).map(|w| p.current_tokens(w).len());
+        p.history_tokens().len() + current.sum::<usize>()
+    }
+
+    /// Measures what the early answer takes: the whole text is tokenised anew.
+    fn measure_early(&mut self) -> Result<()> {
+        if self.settings.early_answer {
+            self.early = Early {
+                written: self.written(),
+                need: early_need(&self.protocol)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// What the early answer may take after one more pass, if now it takes `need` tokens: each worker
+    /// chooses a token and may begin a step, one of them with the question.
+    fn early_room(&self, need: usize) -> usize {
         if !self.settings.early_answer {
             return 0;
         }
-        let sentence = self.protocol.rules().finisher.len() / 2;
-        let pivots = 8 * self.protocol.n_workers();
-        let written = self.tokens().max(self.protocol.opening().prompt.len());
-        sentence + pivots + self.protocol.rules().finisher_tokens + 32 + written / 16
+        let p = &self.protocol;
+        let prefixes = (0..p.n_workers()).map(|w| step_prefix(p.name(w), p.step(w) + 1).len());
+        let more = prefixes.map(|n| n + GROWTH).sum::<usize>() + p.rules().check.len();
+        need.saturating_add(more)
+    }
+
+    /// Whether the early answer will fit after one more pass. It is measured again only where the
+    /// growth since the last time might matter, so that a long text is tokenised a few times in all.
+    fn early_fits(&mut self) -> Result<bool> {
+        let grown = GROWTH * self.written().saturating_sub(self.early.written);
+        let bound = self.early.need.saturating_add(grown);
+        if self.early_room(bound) <= self.settings.context {
+            return Ok(true);
+        }
+        self.measure_early()?;
+        Ok(self.early_room(self.early.need) <= self.settings.context)
     }
 
     /// Takes commands, then runs one pass; tells what happened, in order.
@@ -318,24 +377,25 @@ impl Session {
     /// within the same call. Without a worker that could write, nothing runs.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a command that makes no sense, before anything runs; those of the device;
+    /// [`Error::Usage`] for a command that makes no sense and [`Error::Limit`] for words that do not
+    /// fit: then none of the commands was taken and nothing ran. Those of the device;
     /// [`Error::NotFinite`] if the model computes no number.
     pub fn step(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {
             return Ok(events);
         }
+        self.rehearse(commands)?;
         if !self.is_open {
             self.open(&mut events)?;
         }
         for command in commands {
             self.command(command, &mut events)?;
         }
+        self.check_budget();
         if self.ending.is_none() {
             self.run_pass(&mut events)?;
-        }
-        if self.ending.is_none() && self.pass >= self.settings.max_passes {
-            self.ending = Some(Reason::Budget);
+            self.check_budget();
         }
         if let Some(reason) = self.ending {
             self.end(reason, &mut events)?;
@@ -377,6 +437,47 @@ impl Session {
         });
     }
 
+    /// Whether all of the commands make sense one after the other; nothing changes.
+    fn rehearse(&self, commands: &[Command]) -> Result<()> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let mut protocol = self.protocol.clone();
+        let mut added = 0;
+        for command in commands {
+            match command {
+                Command::Join { name } => added += protocol.join(name)?.len(),
+                Command::Hold { worker } => protocol.hold(*worker)?,
+                Command::Resume { worker } => protocol.resume(*worker)?,
+                Command::Retire { worker } => protocol.retire(*worker)?,
+                Command::Feed { worker, text } => added += protocol.feed(*worker, text)?.len(),
+                Command::Finish | Command::Stop => {}
+            }
+        }
+        if added == 0 {
+            return Ok(());
+        }
+        let mut need = self.to_be_stored() + added;
+        if self.settings.early_answer {
+            need = need.max(early_need(&protocol)?);
+        }
+        if need > self.settings.context {
+            return Err(Error::Limit {
+                what: "a command".into(),
+                need: format!("{need} tokens with all that was written"),
+                have: format!("a context of {}", self.settings.context),
+                advice: "say less or raise --context".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_budget(&mut self) {
+        if self.pass >= self.settings.max_passes {
+            self.ending.get_or_insert(Reason::Budget);
+        }
+    }
+
     fn command(&mut self, command: &Command, events: &mut Vec<Event>) -> Result<()> {
         let event = Event::Command {
             pass: self.pass,
@@ -412,7 +513,9 @@ impl Session {
                 self.inserted(*worker, Words::Fed, ids, events);
                 return Ok(());
             }
-            Command::Finish => self.ending = Some(Reason::Asked),
+            Command::Finish => {
+                self.ending.get_or_insert(Reason::Asked);
+            }
             Command::Stop => self.ending = Some(Reason::Stopped),
         }
         events.push(event);
@@ -437,16 +540,26 @@ impl Session {
         self.protocol.presence(worker) == Presence::Active
     }
 
+    /// Tokens of the cache once everything that waits has been fed.
+    fn to_be_stored(&self) -> usize {
+        let pending: usize = self.workers.iter().map(|w| w.pending.len()).sum();
+        if self.is_open {
+            return self.tokens() + pending;
+        }
+        let o = self.protocol.opening();
+        o.prompt.len() + o.header_others.len() + o.header_own.len() + pending
+    }
+
     /// Whether the next pass, and after it the early answer, still fit.
-    fn fits(&self) -> bool {
-        let feed: usize = self.workers.iter().map(|w| w.pending.len()).sum();
+    fn fits(&mut self) -> Result<bool> {
         let pages: usize = self
             .workers
             .iter()
             .map(|w| w.pending.len().div_ceil(PAGE) + 1)
             .sum();
-        self.tokens() + feed + self.reserve() <= self.settings.context
+        Ok(self.to_be_stored() <= self.settings.context
             && pages <= self.engine.cache.pages.n_free()
+            && self.early_fits()?)
     }
 
     fn run_pass(&mut self, events: &mut Vec<Event>) -> Result<()> {
@@ -462,7 +575,7 @@ impl Session {
             }
             return Ok(());
         }
-        if !self.fits() {
+        if !self.fits()? {
             self.ending = Some(Reason::Context);
             return Ok(());
         }
@@ -607,11 +720,13 @@ impl Session {
     /// Runs the early answer greedily in a sequence of its own.
     fn run_finisher(&mut self, finisher: &mut Finisher) -> Result<()> {
         // The session's blocks are given back first: the flat text is as long as all of them.
+        // Empty, they can still be asked for their length.
         let blocks: Vec<BlockId> = self.blocks().collect();
         for block in blocks {
-            self.engine.cache.pages.free(block);
+            self.engine.cache.pages.truncate(block, 0);
         }
-        let need = finisher.prompt().len() + self.protocol.rules().finisher_tokens;
+        let need = finisher.prompt().len();
+        let need = need.saturating_add(self.protocol.rules().finisher_tokens);
         if need > self.settings.context {
             return Err(Error::Limit {
                 what: "the early answer".into(),

@@ -78,12 +78,14 @@ impl Raw {
     ///
     /// # Errors
     /// Those of the device; [`Error::NotFinite`] if the model computes no number.
-    ///
-    /// # Panics
-    /// Never: an engine that succeeds gives the logits that were wanted.
+    #[allow(clippy::missing_panics_doc, reason = "the engine gives what is wanted")]
     pub fn step(&mut self, text: &Text) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {
+            return Ok(events);
+        }
+        if self.settings.max_passes == 0 {
+            self.finish(Reason::Budget, &mut events);
             return Ok(events);
         }
         let first = self.engine.cache.pages.len(self.block);

@@ -1,6 +1,7 @@
 //! A portable engine for Hogwild! Inference.
 
 pub mod cache;
+pub mod caught;
 pub mod cli;
 pub mod device;
 pub mod error;

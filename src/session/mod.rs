@@ -218,7 +218,7 @@ impl Session {
         let opening = session.protocol.opening();
         let headers = opening.header_others.len() + opening.header_own.len();
         let words: usize = opening.words.iter().map(Vec::len).sum();
-        let need = opening.prompt.len() + headers + words + session.reserve();
+        let need = (opening.prompt.len() + headers + words).saturating_add(session.reserve());
         if need > session.settings.context {
             return Err(Error::Limit {
                 what: format!("the prompt of {} tokens", opening.prompt.len()),
@@ -309,7 +309,9 @@ impl Session {
         let sentence = self.protocol.rules().finisher.len() / 2;
         let pivots = 8 * self.protocol.n_workers();
         let written = self.tokens().max(self.protocol.opening().prompt.len());
-        sentence + pivots + self.protocol.rules().finisher_tokens + 32 + written / 16
+        let rest = sentence + pivots + 32 + written / 16;
+        // A log may say any number.
+        rest.saturating_add(self.protocol.rules().finisher_tokens)
     }
 
     /// Takes commands, then runs one pass; tells what happened, in order.
@@ -445,7 +447,7 @@ impl Session {
             .iter()
             .map(|w| w.pending.len().div_ceil(PAGE) + 1)
             .sum();
-        self.tokens() + feed + self.reserve() <= self.settings.context
+        (self.tokens() + feed).saturating_add(self.reserve()) <= self.settings.context
             && pages <= self.engine.cache.pages.n_free()
     }
 
@@ -583,7 +585,9 @@ impl Session {
             self.finish(reason, None, events);
             return Ok(());
         }
-        let mut finisher = self.protocol.finisher()?;
+        let room = self.settings.context;
+        let room = room.saturating_sub(self.protocol.rules().finisher_tokens);
+        let mut finisher = self.protocol.finisher_within(room)?;
         if let Some(answer) = finisher.answer_before() {
             self.finish(reason, Some(answer.text), events);
             return Ok(());
@@ -611,7 +615,8 @@ impl Session {
         for block in blocks {
             self.engine.cache.pages.free(block);
         }
-        let need = finisher.prompt().len() + self.protocol.rules().finisher_tokens;
+        let need = finisher.prompt().len();
+        let need = need.saturating_add(self.protocol.rules().finisher_tokens);
         if need > self.settings.context {
             return Err(Error::Limit {
                 what: "the early answer".into(),

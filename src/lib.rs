@@ -60,6 +60,7 @@
 //! * Any file may be hostile; the worst result is an [`Error`] that names it.
 
 pub mod cache;
+pub mod caught;
 pub mod cli;
 pub mod demo;
 pub mod device;

@@ -6,6 +6,7 @@ use clap::Parser as _;
 use hogwild::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    hogwild::caught::keep_quiet();
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Error)

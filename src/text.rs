@@ -14,7 +14,6 @@ pub mod template;
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Read as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -24,6 +23,7 @@ use tokenizers::{
     Tokenizer,
 };
 
+use crate::caught::caught;
 use crate::{Error, Result, TokenId};
 
 pub use template::Date;
@@ -32,6 +32,10 @@ pub use template::Date;
 pub const MAX_TOKENIZER: u64 = 64 << 20;
 /// Longest configuration file that is read, in bytes.
 pub const MAX_CONFIG: u64 = 1 << 20;
+/// Times that the rules of a tokenizer may make a text longer; published ones have 12 and less.
+const MAX_GROWTH: usize = 64;
+/// What is said where the tokenizer library panics.
+const GAVE_UP: &str = "the tokenizer library gave up on it";
 /// Longest user text that a chat template is rendered with, in bytes.
 pub const MAX_USER_TEXT: usize = 1 << 20;
 
@@ -125,10 +129,11 @@ impl Text {
         template: Option<Template>,
     ) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        // The tokenizer library may panic on a file that no training wrote.
-        let mut tokenizer = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)))
-            .map_err(|_| Error::bad(&path, "contents", "the tokenizer library gave up on it"))?
+        let mut tokenizer = caught(|| Tokenizer::from_bytes(bytes))
+            .ok_or_else(|| Error::bad(&path, "contents", GAVE_UP))?
             .map_err(|e| Error::bad(&path, "contents", e.to_string()))?;
+        check_growth(&path, &tokenizer)?;
+        without_dropout(&mut tokenizer);
         tokenizer
             .with_truncation(None)
             .map_err(|e| Error::bad(&path, "truncation", e.to_string()))?;
@@ -145,7 +150,12 @@ impl Text {
         let (bos, eos) = (id("bos_token"), id("eos_token").into_iter().collect());
         let vocab = tokenizer.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        drop(vocab);
+        let mut sample: Vec<TokenId> = vocab.into_values().filter(|&id| id < 512).collect();
+        sample.sort_unstable();
+        // A decoder that cannot write some tokens would lose text without a word.
+        caught(|| tokenizer.decode(&sample, false))
+            .ok_or_else(|| Error::bad(&path, "decoder", GAVE_UP))?
+            .map_err(|e| Error::bad(&path, "decoder", e.to_string()))?;
 
         let (mut control, mut ordinary) = (Vec::new(), Vec::new());
         let mut control_ids = HashSet::new();
@@ -201,7 +211,7 @@ impl Text {
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer's own rules fail on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(refused)?;
+        let encoding = asked(|| self.tokenizer.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -259,35 +269,31 @@ impl Text {
         let token = |id| Token::new(id, String::new(), (0, 0));
         let plain = self.encode_plain(text)?.into_iter().map(token).collect();
         let plain = Encoding::from_tokens(plain, 0);
-        // The tokenizer library panics where a template names a special token that it does not list.
-        let whole = catch_unwind(AssertUnwindSafe(|| {
-            self.tokenizer.post_process(plain, None, true)
-        }))
-        .map_err(|_| Error::Tokenizer("its post_processor names a token it does not list".into()))?
-        .map_err(refused)?;
+        let whole = asked(|| self.tokenizer.post_process(plain, None, true))?;
         Ok(whole.get_ids().to_vec())
     }
 
     /// Ids and byte ranges, with the ordinary added tokens only.
     fn encode_ordinary(&self, text: &str) -> Result<Encoding> {
-        let mut pieces = self
-            .plain
-            .extract_and_normalize(self.tokenizer.get_normalizer(), text);
-        if let Some(rule) = self.tokenizer.get_pre_tokenizer() {
-            rule.pre_tokenize(&mut pieces).map_err(refused)?;
-        }
-        let model = self.tokenizer.get_model();
-        pieces
-            .tokenize(|piece| model.tokenize(piece.get()))
-            .map_err(refused)?;
-        pieces
-            .into_encoding(None, 0, OffsetType::Byte)
-            .map_err(refused)
+        asked(|| {
+            let mut pieces = self
+                .plain
+                .extract_and_normalize(self.tokenizer.get_normalizer(), text);
+            if let Some(rule) = self.tokenizer.get_pre_tokenizer() {
+                rule.pre_tokenize(&mut pieces)?;
+            }
+            let model = self.tokenizer.get_model();
+            pieces.tokenize(|piece| model.tokenize(piece.get()))?;
+            pieces.into_encoding(None, 0, OffsetType::Byte)
+        })
     }
 
     /// Text of the tokens, special ones included; broken UTF-8 becomes U+FFFD, unknown ids nothing.
     pub fn decode(&self, ids: &[TokenId]) -> String {
-        self.tokenizer.decode(ids, false).unwrap_or_default()
+        let decoded = caught(|| self.tokenizer.decode(ids, false));
+        decoded
+            .and_then(std::result::Result::ok)
+            .unwrap_or_default()
     }
 
     /// The vocabulary's own string of a token; byte-level vocabularies write a space as `Ġ`.
@@ -407,7 +413,7 @@ impl Text {
             );
         }
         // Normalisation and stripping find more than the plain search.
-        let encoding = self.tokenizer.encode(text, false).map_err(refused)?;
+        let encoding = asked(|| self.tokenizer.encode(text, false))?;
         for (id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
             if self.control_ids.contains(id) && Some(*id) != self.unknown && start < end {
                 spans.push((start, end));
@@ -497,9 +503,68 @@ impl Marks {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
-fn refused(e: tokenizers::Error) -> Error {
-    Error::Tokenizer(e.to_string())
+/// Asks the tokenizer library, which panics on some files that it has read without complaint.
+fn asked<T>(call: impl FnOnce() -> std::result::Result<T, tokenizers::Error>) -> Result<T> {
+    match caught(call) {
+        Some(answer) => answer.map_err(|e| Error::Tokenizer(e.to_string())),
+        None => Err(Error::Tokenizer(GAVE_UP.to_owned())),
+    }
+}
+
+/// Refuses rules that could make a short text endless.
+fn check_growth(path: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let rules = [
+        ("normalizer", tokenizer.get_normalizer().map(json_of)),
+        ("decoder", tokenizer.get_decoder().map(json_of)),
+    ];
+    for (field, rule) in rules {
+        if growth(&rule.unwrap_or_default()).is_none_or(|times| times > MAX_GROWTH) {
+            let problem = format!(
+                "it replaces nothing by something, or makes a text more than {MAX_GROWTH} times longer"
+            );
+            return Err(Error::bad(path, field, problem));
+        }
+    }
+    Ok(())
+}
+
+/// A rule of the tokenizer as its file has it; none that was read from JSON fails to become JSON.
+fn json_of(rule: &impl serde::Serialize) -> Value {
+    serde_json::to_value(rule).unwrap_or_default()
+}
+
+/// How many times longer a rule can make a text by what it writes; `None` without a bound.
+fn growth(rule: &Value) -> Option<usize> {
+    let parts = rule.get("normalizers").or_else(|| rule.get("decoders"));
+    if let Some(Value::Array(parts)) = parts {
+        let times = |all: usize, part| all.checked_mul(growth(part)?);
+        return parts.iter().try_fold(1, times);
+    }
+    let len = |key: &str| Some(rule.get(key)?.as_str()?.len());
+    if let Some(before) = len("prepend") {
+        return Some(1 + before);
+    }
+    let Some(pattern) = rule.get("pattern") else {
+        return Some(1);
+    };
+    let content = len("content").unwrap_or(0);
+    match pattern.get("String").and_then(Value::as_str) {
+        Some("") => None,
+        Some(text) => Some(content.div_ceil(text.len()).max(1)),
+        // A regular expression may match between any two characters.
+        None => Some(1 + content),
+    }
+}
+
+/// Dropout of merges belongs to training: the same text has the same tokens here.
+fn without_dropout(tokenizer: &mut Tokenizer) {
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
 }
 
 /// The whole file, or none where it does not exist.

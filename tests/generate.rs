@@ -10,7 +10,6 @@
 )]
 
 #[path = "common/adapter.rs"]
-#[allow(reason = "a test binary has no outside")]
 mod adapter;
 mod common;
 

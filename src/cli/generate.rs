@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use super::load::LoadArgs;
+use super::load::{LoadArgs, check_ids, name_tokenizer};
 use super::output::{Colour, Output, Status, neutralise};
 use super::stdout_error;
 use crate::cache::layout::Layout;
@@ -54,7 +54,8 @@ pub(super) struct Args {
     raw: bool,
 
     /// Passes after which the workers are made to answer; with --raw, tokens
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024,
+        value_parser = clap::value_parser!(u64).range(1..))]
     max_passes: u64,
 
     /// Temperature; 0 always takes the likeliest token [default: the model's]
@@ -130,7 +131,10 @@ pub(super) struct Args {
     color: Colour,
 }
 
-/// Set by the first Ctrl-C; the second ends the process.
+/// Whether workers write; before that there is nothing to answer from, and Ctrl-C ends the process.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Set by the first Ctrl-C while they do; the second ends the process.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Exit code after an interrupt.
@@ -146,7 +150,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let problem = problem(args)?;
     // A handler is set once in a process; a second call only keeps the first.
     let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        if !RUNNING.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
@@ -159,11 +163,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             .note("the model has no chat template: the prompt is given as it is");
     }
     let text = Arc::new(text);
-    if args.raw {
+    let ran = if args.raw {
         run_raw(args, &problem, directory, &files, &text)
     } else {
         run_session(args, &problem, directory, &files, text)
-    }
+    };
+    ran.map_err(name_tokenizer(directory))
 }
 
 /// The problem's text, from wherever it is.
@@ -239,8 +244,15 @@ fn settings(
     }
 }
 
-/// The context: as asked for, or what prompt and passes need, within the model's range of positions.
-fn context(args: &Args, files: &ModelFiles, prompt: usize, workers: usize) -> Result<usize> {
+/// The context: as asked for, or what prompt, passes and early answer need, within the model's range
+/// of positions.
+fn context(
+    args: &Args,
+    files: &ModelFiles,
+    prompt: usize,
+    workers: usize,
+    finisher: usize,
+) -> Result<usize> {
     let most = files.config.max_positions;
     if let Some(context) = args.context {
         if context > most {
@@ -253,12 +265,12 @@ fn context(args: &Args, files: &ModelFiles, prompt: usize, workers: usize) -> Re
         }
         return Ok(context.max(1));
     }
-    // A step costs its prefix beside its tokens; the early answer repeats the text with some reserve.
+    // A step costs its prefix beside its tokens; the early answer has some reserve for its text.
     let passes = usize::try_from(args.max_passes).unwrap_or(usize::MAX);
     let written = passes.saturating_mul(workers).saturating_mul(5) / 4;
     Ok(prompt
         .saturating_add(written)
-        .saturating_add(prompt / 8 + 1024)
+        .saturating_add(prompt / 8 + 1024 + finisher)
         .min(most))
 }
 
@@ -288,12 +300,18 @@ fn run_session(
         today: today(),
     };
     let protocol = Protocol::open(text, rules, &names, &problem)?;
-    let context = context(args, files, protocol.opening().prompt.len(), names.len())?;
+    let o = protocol.opening();
+    let words = o.words.iter().flatten();
+    let headers = o.header_others.iter().chain(&o.header_own);
+    check_ids(files, o.prompt.iter().chain(headers).chain(words))?;
+    let finisher = protocol.rules().finisher_tokens;
+    let context = context(args, files, o.prompt.len(), names.len(), finisher)?;
     let settings = Settings {
         context,
         ..settings
     };
 
+    let mut sinks = Sinks::open(args)?;
     let device = args
         .load
         .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
@@ -301,21 +319,45 @@ fn run_session(
     let engine = settings.engine(model, args.load.check)?;
     let mut session = Session::new(engine, protocol, settings)?;
     args.load.note(&format!("seed {}", session.settings().seed));
-    let header = session.header(model_name(directory, files), name);
-    let mut sinks = Sinks::open(args, &header)?;
+    sinks.begin(&session.header(model_name(directory, files), name))?;
     let mut show = Show::new(args, names);
     let started = Instant::now();
+    let outcome = match drive(&mut session, &mut sinks, &mut show, started) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // What was written is not lost with the error.
+            let _ = show.output.finish();
+            return Err(error);
+        }
+    };
+    show.finish(outcome.0, outcome.1.as_deref())?;
+    let seconds = started.elapsed().as_secs_f64();
+    let passes = session.passes();
+    args.load.note(&format!(
+        "{passes} passes in {seconds:.1} s, {:.2} passes/s, {:.2} tokens/s",
+        passes as f64 / seconds,
+        show.tokens() as f64 / seconds
+    ));
+    Ok(exit_code())
+}
+
+/// Runs a session to its end; tells why it ended and the answer.
+fn drive(
+    session: &mut Session,
+    sinks: &mut Sinks<'_>,
+    show: &mut Show,
+    started: Instant,
+) -> Result<(Reason, Option<String>)> {
+    RUNNING.store(true, Ordering::SeqCst);
     let mut asked = false;
     let mut outcome = (Reason::Stopped, None);
     while !session.is_over() {
-        let commands = if INTERRUPTED.load(Ordering::SeqCst) && !asked {
+        let mut commands = Vec::new();
+        if !asked && INTERRUPTED.load(Ordering::SeqCst) {
             asked = true;
-            args.load
-                .note("interrupted: asking for the answer; Ctrl-C again stops at once");
-            vec![Command::Finish]
-        } else {
-            Vec::new()
-        };
+            show.note("interrupted: asking for the answer; Ctrl-C again stops at once");
+            commands.push(Command::Finish);
+        }
         let events = session.step(&commands)?;
         sinks.append(&events)?;
         for event in &events {
@@ -325,21 +367,19 @@ fn run_session(
             }
         }
         let usage = session.usage();
-        show.status(session.passes(), started, usage.tokens, usage.context);
+        if !session.is_over() {
+            show.status(session.passes(), started, usage.tokens, usage.context);
+        }
     }
-    show.finish(outcome.0, outcome.1.as_deref())?;
-    let seconds = started.elapsed().as_secs_f64();
-    let passes = session.passes();
-    args.load.note(&format!(
-        "{passes} passes in {seconds:.1} s, {:.2} passes/s, {:.2} tokens/s",
-        passes as f64 / seconds,
-        show.tokens() as f64 / seconds
-    ));
-    Ok(if asked {
+    Ok(outcome)
+}
+
+fn exit_code() -> ExitCode {
+    if INTERRUPTED.load(Ordering::SeqCst) {
         ExitCode::from(EXIT_INTERRUPTED)
     } else {
         ExitCode::SUCCESS
-    })
+    }
 }
 
 fn run_raw(
@@ -350,10 +390,11 @@ fn run_raw(
     text: &Arc<Text>,
 ) -> Result<ExitCode> {
     let ids = text.encode_as_input(prompt)?;
+    check_ids(files, &ids)?;
     let settings = settings(args, &files.generation, files, text);
     settings.sampling().check()?;
     settings.kv_type()?;
-    let context = context(args, files, ids.len(), 1)?;
+    let context = context(args, files, ids.len(), 1, 0)?;
     let settings = Settings {
         context,
         ..settings
@@ -363,6 +404,7 @@ fn run_raw(
     ends.sort_unstable();
     ends.dedup();
 
+    let mut sinks = Sinks::open(args)?;
     let device = args
         .load
         .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
@@ -384,7 +426,11 @@ fn run_raw(
     let engine = settings.engine(model, args.load.check)?;
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));
-    let mut sinks = Sinks::open(args, &header)?;
+    sinks.begin(&header)?;
+    let mut show = Show {
+        output: Output::numbers(),
+        ..Show::new(args, vec!["text".to_owned()])
+    };
     let mut out = std::io::stdout();
     let mut print = |text: &str| -> Result<()> {
         if args.jsonl {
@@ -396,15 +442,24 @@ fn run_raw(
     };
     print(prompt)?;
     let started = Instant::now();
+    let mut used = 0;
+    RUNNING.store(true, Ordering::SeqCst);
     while !raw.is_over() && !INTERRUPTED.load(Ordering::SeqCst) {
         let events = raw.step(text)?;
         sinks.append(&events)?;
         for event in &events {
-            if let Event::Token { text, .. } = event {
-                print(text)?;
+            match event {
+                Event::Pass { rows, .. } => used += rows.iter().map(|r| r.ids.len()).sum::<usize>(),
+                Event::Token { text, .. } => {
+                    show.tokens[0] += 1;
+                    print(text)?;
+                }
+                _ => {}
             }
         }
+        show.status(raw.passes(), started, used, context);
     }
+    show.output.finish()?;
     print("\n")?;
     let seconds = started.elapsed().as_secs_f64();
     args.load.note(&format!(
@@ -412,12 +467,7 @@ fn run_raw(
         raw.passes(),
         raw.passes() as f64 / seconds
     ));
-    let interrupted = INTERRUPTED.load(Ordering::SeqCst);
-    Ok(if interrupted {
-        ExitCode::from(EXIT_INTERRUPTED)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(exit_code())
 }
 
 fn model_name(directory: &Path, files: &ModelFiles) -> ModelName {
@@ -457,7 +507,9 @@ fn style(args: &Args) -> Result<PromptStyle> {
         .map_err(Error::io(path))?;
     let source = String::from_utf8(bytes)
         .map_err(|e| Error::Usage(format!("{}: is not UTF-8: {e}", path.display())))?;
+    // A prompt file is the user's, not the model's.
     PromptStyle::parse(&path.display().to_string(), &source)
+        .map_err(|e| Error::Usage(e.to_string()))
 }
 
 /// Today's date in UTC, for chat templates that mention it.
@@ -470,33 +522,45 @@ fn today() -> Date {
 
 /// Where the log goes.
 struct Sinks<'a> {
-    file: Option<(&'a Path, Log<BufWriter<File>>)>,
-    stdout: Option<Log<std::io::Stdout>>,
+    /// The path of the file, and the file until the log begins.
+    file: Option<(&'a Path, File)>,
+    logs: Vec<(&'a Path, Log<Box<dyn Write>>)>,
+    jsonl: bool,
 }
 
 impl<'a> Sinks<'a> {
-    fn open(args: &'a Args, header: &Header) -> Result<Self> {
-        let open = |path: &'a PathBuf| {
+    /// Opens the file, before anything that takes long.
+    fn open(args: &'a Args) -> Result<Self> {
+        let open = |path: &'a PathBuf| -> Result<_> {
             let file = File::create(path).map_err(Error::io(path))?;
-            let log = Log::new(BufWriter::new(file), header).map_err(Error::io(path))?;
-            Ok((path.as_path(), log))
+            Ok((path.as_path(), file))
         };
-        let file = args.log.as_ref().map(open).transpose()?;
-        let stdout = args
-            .jsonl
-            .then(|| Log::new(std::io::stdout(), header).map_err(stdout_error));
         Ok(Self {
-            file,
-            stdout: stdout.transpose()?,
+            file: args.log.as_ref().map(open).transpose()?,
+            logs: Vec::new(),
+            jsonl: args.jsonl,
         })
     }
 
-    fn append(&mut self, events: &[Event]) -> Result<()> {
-        if let Some((path, log)) = &mut self.file {
-            log.append(events).map_err(Error::io(*path))?;
+    fn begin(&mut self, header: &Header) -> Result<()> {
+        let mut begin = |path: &'a Path, writer: Box<dyn Write>| -> Result<()> {
+            let log = Log::new(writer, header).map_err(Error::io(path))?;
+            self.logs.push((path, log));
+            Ok(())
+        };
+        if let Some((path, file)) = self.file.take() {
+            begin(path, Box::new(BufWriter::new(file)))?;
         }
-        if let Some(log) = &mut self.stdout {
-            log.append(events).map_err(stdout_error)?;
+        if self.jsonl {
+            let out = BufWriter::new(std::io::stdout());
+            begin(Path::new("standard output"), Box::new(out))?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, events: &[Event]) -> Result<()> {
+        for (path, log) in &mut self.logs {
+            log.append(events).map_err(Error::io(*path))?;
         }
         Ok(())
     }
@@ -504,7 +568,9 @@ impl<'a> Sinks<'a> {
 
 /// Shows events to a person.
 struct Show {
-    output: Option<Output>,
+    output: Output,
+    /// Nobody reads the text: standard output carries the log.
+    silent: bool,
     names: Vec<String>,
     /// Number of each worker's current step.
     steps: Vec<usize>,
@@ -516,9 +582,14 @@ struct Show {
 impl Show {
     fn new(args: &Args, names: Vec<String>) -> Self {
         let n = names.len();
-        let output = (!args.jsonl).then(|| Output::new(args.color));
+        let output = if args.jsonl {
+            Output::numbers()
+        } else {
+            Output::new(args.color)
+        };
         Self {
             output,
+            silent: args.jsonl,
             names,
             steps: vec![1; n],
             tokens: vec![0; n],
@@ -530,16 +601,23 @@ impl Show {
         self.tokens.iter().sum()
     }
 
+    /// Says something on standard error, beside what is shown there.
+    fn note(&mut self, text: &str) {
+        if !self.quiet {
+            self.output.note(&format!("hogwild: {text}"));
+        }
+    }
+
     fn event(&mut self, event: &Event) -> Result<()> {
-        let Some(output) = &mut self.output else {
-            if let Event::Token { worker, .. } = event {
-                self.tokens[*worker] += 1;
-            }
+        if let Event::Token { worker, .. } = event {
+            self.tokens[*worker] += 1;
+        }
+        if self.silent {
             return Ok(());
-        };
+        }
+        let output = &mut self.output;
         match event {
             Event::Token { worker, text, .. } => {
-                self.tokens[*worker] += 1;
                 output.step_text(*worker, &self.names[*worker], self.steps[*worker], text)
             }
             Event::Inserted {
@@ -558,12 +636,12 @@ impl Show {
     }
 
     fn status(&mut self, passes: u64, started: Instant, used: usize, total: usize) {
-        let Some(output) = self.output.as_mut().filter(|o| o.is_live() && !self.quiet) else {
+        if self.quiet || !self.output.is_live() {
             return;
-        };
+        }
         let seconds = started.elapsed().as_secs_f64().max(1e-9);
         let rate = |n: u64| n as f64 / seconds;
-        output.status(&Status {
+        self.output.status(&Status {
             pass: usize::try_from(passes).unwrap_or(usize::MAX),
             passes_per_s: rate(passes),
             tokens_per_s: rate(self.tokens.iter().sum()),
@@ -574,11 +652,9 @@ impl Show {
     }
 
     fn finish(&mut self, reason: Reason, answer: Option<&str>) -> Result<()> {
-        if let Some(output) = &mut self.output {
-            output.finish()?;
-            if let Some(answer) = answer {
-                output.answer(&format!("\nAnswer: {answer}"))?;
-            }
+        self.output.finish()?;
+        if let (Some(answer), false) = (answer, self.silent) {
+            self.output.answer(&format!("\nAnswer: {answer}"))?;
         }
         if !self.quiet {
             let why = match reason {

@@ -1,14 +1,14 @@
 //! What `generate` and `replay` share: a model directory, opened and put on a device.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Result;
 use crate::device::{Choice, Device, choose};
 use crate::model::{Model, ModelFiles};
+use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,33 @@ pub(super) struct LoadArgs {
     /// Say nothing on standard error but errors
     #[arg(short, long)]
     pub(super) quiet: bool,
+}
+
+/// The file that holds the vocabulary.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Names the file in an error that a vocabulary is to blame for, ready for `map_err`.
+pub(super) fn name_tokenizer(directory: &Path) -> impl FnOnce(Error) -> Error {
+    let path = directory.join(TOKENIZER);
+    |error| match error {
+        Error::Tokenizer(problem) => Error::bad(path, "vocabulary", problem),
+        other => other,
+    }
+}
+
+/// Refuses tokens that the model has no embedding of, before it is loaded.
+pub(super) fn check_ids<'a>(
+    files: &ModelFiles,
+    ids: impl IntoIterator<Item = &'a TokenId>,
+) -> Result<()> {
+    let rows = files.config.vocab_size;
+    match ids.into_iter().find(|&&id| id as usize >= rows) {
+        None => Ok(()),
+        Some(id) => Err(Error::Tokenizer(format!(
+            "token {id} is beyond the {rows} rows of the embedding: \
+             tokenizer and model do not belong together"
+        ))),
+    }
 }
 
 impl LoadArgs {

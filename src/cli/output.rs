@@ -2,8 +2,8 @@
 //!
 //! [`Output`] prints a step when it is finished, as a paragraph `[Alice 2] text` on standard output. On
 //! a terminal it also keeps an area at the bottom with one line for each worker, the tail of the step
-//! that it is writing now, and a line of numbers; the area is drawn on standard error. Invariant: no
-//! text reaches a terminal without [`neutralise`]; every escape sequence that is printed is from here.
+//! that it is writing now, and a line of numbers; the area is drawn on standard error. Where only
+//! standard error is a terminal, the area is the line of numbers. Invariant: no text reaches a terminal without [`neutralise`]; every escape sequence that is printed is from here.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -14,6 +14,9 @@ use crate::{Error, Result};
 
 /// Time between two drawings of the area: 15 a second.
 const REDRAW: Duration = Duration::from_millis(66);
+
+/// Time between two drawings of the numbers alone: 5 a second.
+const REDRAW_ALONE: Duration = Duration::from_millis(200);
 
 /// Indentation of a step's second and later lines.
 const INDENT: &str = "    ";
@@ -184,6 +187,9 @@ struct Step {
 /// Lines at the bottom of the terminal that are drawn again and again.
 #[derive(Debug)]
 struct Area {
+    /// Only the numbers are shown, on a line that is not ended: standard output is elsewhere, perhaps
+    /// on this terminal by way of a pipe.
+    alone: bool,
     /// Rows and columns of the terminal.
     size: fn() -> (usize, usize),
     /// Columns of each line on the screen.
@@ -204,15 +210,36 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
-    /// Prints to this process's standard output and error; live if both are terminals.
+    /// Prints to this process's standard output and error; live if both are terminals, and with a line
+    /// of numbers if only standard error is.
     pub fn new(colour: Colour) -> Self {
-        let (out, err) = (std::io::stdout(), std::io::stderr());
-        let terminal = out.is_terminal();
+        let terminal = std::io::stdout().is_terminal();
+        Self::of_process(Palette::new(colour, terminal), terminal)
+    }
+
+    /// Prints the line of numbers, where it can be told from what somebody else writes to standard
+    /// output; nothing else is to be printed with it.
+    pub fn numbers() -> Self {
+        let mut output = Self::of_process(Palette::none(), false);
+        if std::io::stdout().is_terminal() {
+            output.area = None;
+        }
+        output
+    }
+
+    fn of_process(palette: Palette, terminal: bool) -> Self {
+        let err = std::io::stderr();
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let area = (terminal && err.is_terminal() && !dumb).then(|| Area::new(terminal_size));
+        let area = (err.is_terminal() && !dumb).then(|| {
+            if terminal {
+                Area::new(terminal_size)
+            } else {
+                Area::alone(terminal_size)
+            }
+        });
         Self {
-            palette: Palette::new(colour, terminal),
-            out: Box::new(out),
+            palette,
+            out: Box::new(std::io::stdout()),
             err: Box::new(err),
             workers: Vec::new(),
             area,
@@ -325,7 +352,11 @@ impl Output {
             .write_all(text.as_bytes())
             .and_then(|()| self.out.flush())
             .map_err(Error::io("standard output"))?;
-        self.draw(true);
+        match &mut self.area {
+            // Whoever is between us and the terminal needs time to write it there.
+            Some(area) if area.alone => area.last = Some(Instant::now()),
+            _ => self.draw(true),
+        }
         Ok(())
     }
 
@@ -377,6 +408,7 @@ impl Step {
 impl Area {
     fn new(size: fn() -> (usize, usize)) -> Self {
         Self {
+            alone: false,
             size,
             drawn: Vec::new(),
             last: None,
@@ -385,15 +417,24 @@ impl Area {
         }
     }
 
+    fn alone(size: fn() -> (usize, usize)) -> Self {
+        Self {
+            alone: true,
+            every: REDRAW_ALONE,
+            ..Self::new(size)
+        }
+    }
+
     /// What moves the cursor to the first line of the area; the terminal may have become narrower
     /// since it was drawn, and then its lines are broken into more rows.
     fn up(&self) -> String {
         let columns = (self.size)().1.max(1);
         let rows: usize = self.drawn.iter().map(|w| w.div_ceil(columns).max(1)).sum();
-        if rows == 0 {
-            String::new()
-        } else {
-            format!("\x1b[{rows}A\r")
+        match (rows, self.alone) {
+            (0, _) => String::new(),
+            (1, true) => "\r".to_owned(),
+            (_, true) => format!("\x1b[{}A\r", rows - 1),
+            (_, false) => format!("\x1b[{rows}A\r"),
         }
     }
 
@@ -404,7 +445,11 @@ impl Area {
         let (rows, columns) = (self.size)();
         // The last column stays empty: terminals differ in when they break the line there.
         let width = columns.saturating_sub(1);
-        let room = rows.saturating_sub(2);
+        let room = if self.alone {
+            0
+        } else {
+            rows.saturating_sub(2)
+        };
         let writing = workers
             .iter()
             .enumerate()
@@ -419,7 +464,8 @@ impl Area {
         if !self.status.is_empty() {
             let line = cut(&self.status, width);
             self.drawn.push(columns_of(&line));
-            let _ = writeln!(out, "{line}\x1b[K");
+            let end = if self.alone { "" } else { "\n" };
+            let _ = write!(out, "{line}\x1b[K{end}");
         }
         out.push_str("\x1b[J");
         out
@@ -679,6 +725,30 @@ mod tests {
         let mut area = Area::new(|| (24, 10));
         area.drawn = vec![25, 0, 10];
         assert_eq!(area.up(), "\x1b[5A\r");
+    }
+
+    #[test]
+    fn the_numbers_alone_are_one_line_that_is_not_ended() {
+        let screen = Screen::default();
+        let mut output = screen.live(|| (24, 80), Duration::ZERO);
+        output.area = Some(Area {
+            every: Duration::ZERO,
+            ..Area::alone(|| (24, 80))
+        });
+        let line = "pass 0, 0.0 passes/s, 0.0 tokens/s, cache 0 of 0";
+        output.status(&Status::default());
+        assert_eq!(screen.take(), format!("{line}\x1b[K\x1b[J"));
+        output.step_text(0, "Al", 1, "a").expect("written");
+        assert_eq!(screen.take(), format!("\r{line}\x1b[K\x1b[J"));
+        output.step_closed(0, "Al", 1).expect("written");
+        assert_eq!(screen.take(), "\r\x1b[J[Al 1] a\n", "not drawn at once");
+        output.note("so");
+        assert_eq!(screen.take(), format!("so\n{line}\x1b[K\x1b[J"));
+        output.finish().expect("written");
+        assert_eq!(screen.take(), "\r\x1b[J", "nothing is left");
+        let mut area = Area::alone(|| (24, 10));
+        area.drawn = vec![25];
+        assert_eq!(area.up(), "\x1b[2A\r", "the terminal became narrow");
     }
 
     #[test]

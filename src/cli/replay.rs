@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::load::LoadArgs;
+use super::load::{LoadArgs, name_tokenizer};
 use super::print;
 use crate::model::ModelFiles;
 use crate::session::{Event, read_log, replay};
@@ -23,6 +23,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let (header, events) = read_log(&args.log)?;
+    // What makes no sense is the log's, not the user's.
+    let in_log = |error| match error {
+        Error::Usage(problem) => Error::Log {
+            path: args.log.clone(),
+            line: 1,
+            problem,
+        },
+        other => other,
+    };
     let directory = args
         .load
         .model
@@ -64,9 +73,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let model = args.load.load(device, &files, header.settings.context)?;
-    let outcome = replay(&header, &events, model, text, args.load.check, &mut |_| {
+    let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
-    })?;
+    });
+    let outcome = ran.map_err(name_tokenizer(&directory)).map_err(in_log)?;
     let Some(difference) = outcome.difference else {
         print(&format!(
             "no difference: {} passes, {} tokens\n",

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::compose::{Composed, Variant, compose};
 use super::op::{Access, Op, Wgsl};
+use crate::caught::caught;
 use crate::{Error, Result};
 
 /// A compiled kernel.
@@ -104,7 +104,7 @@ fn build(
         message,
     };
     // naga 30 validates some files that it then panics on; a file from disk must not end the process.
-    let compute = catch_unwind(AssertUnwindSafe(compile)).map_err(|_| {
+    let compute = caught(compile).ok_or_else(|| {
         fail(
             "the shader compiler panicked; a pointer to an element, &a[i], is known to do that"
                 .into(),

@@ -19,6 +19,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value};
 
 use super::guard::{CAP, FACTOR, guard};
+use crate::caught::caught;
 use crate::{Error, Result};
 
 /// Longest template that is accepted, in bytes; the longest published ones have about 15 KiB.
@@ -223,7 +224,9 @@ pub fn render(
             .name("chat template".to_owned())
             .stack_size(STACK)
             .spawn_scoped(scope, || {
-                let out = run(&guarded.source, guarded.longest_text, &context, today);
+                let run = || run(&guarded.source, guarded.longest_text, &context, today);
+                let out =
+                    caught(run).unwrap_or_else(|| Err(failure("the template engine panicked")));
                 // Values may nest deep: their drop belongs on this stack too.
                 drop(context);
                 out

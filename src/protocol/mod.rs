@@ -23,10 +23,10 @@ use std::sync::Arc;
 pub use answer::{Answer, AnswerKind, Value, find_answer};
 pub use finisher::Finisher;
 pub use names::{MAX_WORKERS, NAMES, check_names, default_names};
-pub use prompt::{MAX_STYLE, PromptStyle};
+pub use prompt::{MAX_STYLE, OPENING, PromptStyle, opening_words};
 pub use rules::{
-    CHECK, FINISHER, FINISHER_CODE, HEADER_OTHERS, HEADER_OWN, PAST_STEPS, PIVOT, Rules, SEPARATOR,
-    Search, Stop, opening_words, step_prefix,
+    CHECK, FINISHER, FINISHER_CODE, HEADER_OTHERS, HEADER_OWN, JOINING_WORDS, OPENING_WORDS,
+    PAST_STEPS, PIVOT, Rules, SEPARATOR, Search, Stop, step_prefix,
 };
 pub use step_end::{BLOCK_BORDERS, SENTENCE_ENDS, StepEnd};
 
@@ -160,6 +160,8 @@ pub struct Protocol {
     suppressed: Vec<TokenId>,
     ends: Vec<TokenId>,
     opening: Opening,
+    /// What a worker says first who joins later, with `{name}` for its name.
+    joining: String,
     pivot: Vec<TokenId>,
     workers: Vec<Worker>,
     history: Vec<TokenId>,
@@ -190,10 +192,15 @@ impl Protocol {
             words: names
                 .iter()
                 .enumerate()
-                .map(|(i, name)| text.encode(&opening_words(name.as_ref(), i == 0)))
+                .map(|(i, name)| {
+                    text.encode(&opening_words(name.as_ref(), problem.style.opening(i)))
+                })
                 .collect::<Result<_>>()?,
         };
-        Self::with_opening(text, rules, names, opening)
+        Ok(Self {
+            joining: problem.style.joining().to_owned(),
+            ..Self::with_opening(text, rules, names, opening)?
+        })
     }
 
     /// Begins a session with given tokens.
@@ -245,12 +252,27 @@ impl Protocol {
             suppressed,
             ends,
             opening,
+            joining: JOINING_WORDS.to_owned(),
             workers,
             history: Vec::new(),
             steps: Vec::new(),
             unchecked: 0,
             ending: None,
         })
+    }
+
+    /// The same session, in which those who join later say other words first.
+    #[must_use]
+    pub fn with_joining(self, words: &str) -> Self {
+        Self {
+            joining: words.to_owned(),
+            ..self
+        }
+    }
+
+    /// What a worker says first who joins later, with `{name}` for its name.
+    pub fn joining(&self) -> &str {
+        &self.joining
     }
 
     /// Takes the token that a worker chose and says what follows.
@@ -336,7 +358,7 @@ impl Protocol {
         let names: Vec<&str> = self.workers.iter().map(|w| w.name.as_str()).collect();
         check_names(&[names.as_slice(), &[name]].concat())?;
         check_written(&self.text, name)?;
-        let words = self.text.encode(&opening_words(name, false))?;
+        let words = self.text.encode(&opening_words(name, &self.joining))?;
         self.workers.push(Worker::new(name, &words));
         self.opening.words.push(words.clone());
         Ok(words)

@@ -1,14 +1,18 @@
 //! The prompt that explains the game: a text file with placeholders.
 //!
-//! A placeholder is a name in braces. Other braces are text, `{{name}}` is the text `{name}`.
+//! A placeholder is a name in braces. Other braces are text, `{{name}}` is the text `{name}`. After a
+//! line [`OPENING`] follow the workers' opening words, a line for each; the last one is for all others.
 //! Invariant: a value is never searched for placeholders, so a problem may hold braces.
 
 use super::names::enumerate_names;
-use super::rules::{PAST_STEPS, Rules};
+use super::rules::{JOINING_WORDS, OPENING_WORDS, PAST_STEPS, Rules, step_prefix};
 use crate::{Error, Result};
 
 /// Longest prompt file, in bytes.
 pub const MAX_STYLE: usize = 64 << 10;
+
+/// The line after which a prompt file lists opening words.
+pub const OPENING: &str = "--- opening words ---";
 
 const PLACEHOLDERS: [&str; 9] = [
     "names",
@@ -26,12 +30,15 @@ const PLACEHOLDERS: [&str; 9] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptStyle {
     source: String,
+    /// What each worker says first, after its step prefix; the last one is for all others.
+    opening: Vec<String>,
 }
 
 impl Default for PromptStyle {
     fn default() -> Self {
         Self {
             source: include_str!("prompts/default.txt").to_owned(),
+            opening: [OPENING_WORDS, JOINING_WORDS].map(str::to_owned).to_vec(),
         }
     }
 }
@@ -46,7 +53,8 @@ impl PromptStyle {
     ///
     /// Placeholders: `{names}`, `{n_workers}`, `{first}` and `{last}` (names), `{past_steps}`,
     /// `{others_header}` and `{own_header}` (titles), `{final_answer}` (a paragraph that the rules may
-    /// leave out), `{problem}`, which must occur.
+    /// leave out), `{problem}`, which must occur. Opening words have `{name}` alone; a file without them
+    /// has those of the published versions.
     ///
     /// # Errors
     /// [`Error::Template`] when it is too long, names an unknown placeholder or lacks `{problem}`.
@@ -62,6 +70,21 @@ impl PromptStyle {
                 "{} bytes; a prompt file may have {MAX_STYLE}",
                 source.len()
             ));
+        }
+        let (source, opening) = match split_opening(source) {
+            Some((source, lines)) => (source, opening(lines)),
+            None => (source, Self::default().opening),
+        };
+        for words in &opening {
+            for piece in pieces(words) {
+                if let Piece::Name(name) = piece
+                    && name != "name"
+                {
+                    return fail(format!(
+                        "unknown placeholder {{{name}}} in opening words; there is {{name}}"
+                    ));
+                }
+            }
         }
         let mut has_problem = false;
         for piece in pieces(source) {
@@ -80,7 +103,19 @@ impl PromptStyle {
         }
         Ok(Self {
             source: source.to_owned(),
+            opening,
         })
+    }
+
+    /// What the worker of this index says first, after its step prefix, with `{name}` for its name.
+    pub fn opening(&self, worker: usize) -> &str {
+        let last = self.joining();
+        self.opening.get(worker).map_or(last, String::as_str)
+    }
+
+    /// The same for a worker who joins later.
+    pub fn joining(&self) -> &str {
+        self.opening.last().map_or("", String::as_str)
     }
 
     /// The prompt for these workers and this problem, without a trailing line break.
@@ -109,6 +144,41 @@ impl PromptStyle {
         }
         out
     }
+}
+
+/// The prompt, and the lines after the line [`OPENING`], if there is one.
+fn split_opening(source: &str) -> Option<(&str, &str)> {
+    let mut at = 0;
+    for line in source.split_inclusive('\n') {
+        if line.trim_end() == OPENING {
+            return Some((&source[..at], &source[at + line.len()..]));
+        }
+        at += line.len();
+    }
+    None
+}
+
+/// One entry for each line; nothing at all is one empty line, so only the prefix is said.
+fn opening(lines: &str) -> Vec<String> {
+    let lines = lines.trim_end_matches(['\r', '\n']).lines();
+    let lines: Vec<String> = lines.map(str::to_owned).collect();
+    if lines.is_empty() {
+        vec![String::new()]
+    } else {
+        lines
+    }
+}
+
+/// A worker's first words: `template` with its name, after its step prefix.
+pub fn opening_words(name: &str, template: &str) -> String {
+    let mut out = step_prefix(name, 1);
+    for piece in pieces(template) {
+        out.push_str(match piece {
+            Piece::Text(text) => text,
+            Piece::Name(_) => name,
+        });
+    }
+    out
 }
 
 /// Text and placeholders in order.
@@ -147,7 +217,7 @@ fn pieces(source: &str) -> impl Iterator<Item = Piece<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_STYLE, PromptStyle};
+    use super::{MAX_STYLE, PromptStyle, opening_words};
     use crate::Result;
     use crate::protocol::{Rules, default_names};
 
@@ -169,10 +239,43 @@ mod tests {
     }
 
     #[test]
+    fn opening_words_are_part_of_the_file() -> Result<()> {
+        let first = |source: &str, worker| -> Result<String> {
+            let style = PromptStyle::parse("mine", source)?;
+            assert_eq!(
+                style.fill(&Rules::main(), &["A"], "7"),
+                "7",
+                "only the prompt"
+            );
+            Ok(opening_words("Bob", style.opening(worker)))
+        };
+        let two = "{problem}\n\n--- opening words ---\nI, {name}, begin.\n{name} here.\n";
+        assert_eq!(first(two, 0)?, "**Bob [1]:** I, Bob, begin.");
+        assert_eq!(first(two, 1)?, "**Bob [1]:** Bob here.");
+        assert_eq!(
+            first(two, 5)?,
+            "**Bob [1]:** Bob here.",
+            "the last line is for the others"
+        );
+        assert_eq!(
+            first("{problem}\n--- opening words ---\n", 0)?,
+            "**Bob [1]:** "
+        );
+        assert_eq!(
+            first("{problem}", 0)?,
+            "**Bob [1]:** Hi, I'm Bob. Here's how we can",
+            "a file without them has the published ones"
+        );
+        assert_eq!(first("{problem}", 1)?, "**Bob [1]:** Hi, I'm Bob.");
+        Ok(())
+    }
+
+    #[test]
     fn unsound_prompt_files_are_refused() {
         for (source, word) in [
             ("{problem} {nmaes}", "{nmaes}"),
             ("nothing", "{problem}"),
+            ("{problem}\n--- opening words ---\n{problem}", "{problem}"),
             ("{{problem}}", "{problem}"),
             (&"x".repeat(MAX_STYLE + 1), "bytes"),
         ] {

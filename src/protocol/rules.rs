@@ -18,6 +18,10 @@ pub const CHECK: &str = "Quick check: am I doing redundant work? (yes/no): ";
 pub const HEADER_OTHERS: &str = "\n\n### Work in progress (others)\n\n";
 /// Before a worker's own step.
 pub const HEADER_OWN: &str = "<...>\n\n### Work in progress (own)\n\n";
+/// What the first worker of a published version says first, after its step prefix.
+pub const OPENING_WORDS: &str = "Hi, I'm {name}. Here's how we can";
+/// What the others say first.
+pub const JOINING_WORDS: &str = "Hi, I'm {name}.";
 /// What the finisher appends to make a model answer.
 pub const FINISHER: &str = "\n\nWait, given the limited time, I have to give an answer right now. \
     Considering all my previous attempts, I have to conclude that the final answer is \\boxed{";
@@ -146,10 +150,4 @@ impl Rules {
 /// The words that begin a step, with the trailing space.
 pub fn step_prefix(name: &str, step: usize) -> String {
     format!("**{name} [{step}]:** ")
-}
-
-/// The words that a worker begins the session with.
-pub fn opening_words(name: &str, first: bool) -> String {
-    let more = if first { " Here's how we can" } else { "" };
-    format!("{}Hi, I'm {name}.{more}", step_prefix(name, 1))
 }

@@ -95,6 +95,9 @@ pub struct OpeningIds {
     pub header_own: Vec<TokenId>,
     /// The first words of each worker.
     pub words: Vec<Vec<TokenId>>,
+    /// What a worker says first who joins later, where it differs from the published words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joining: Option<String>,
     /// Tokens that end a text which is continued as it is.
     #[serde(default)]
     pub ends: Vec<TokenId>,

@@ -23,7 +23,9 @@ use crate::cache::pages::{BlockId, PAGE};
 use crate::cache::plan::{Batch, Logits, Turn as Fed};
 use crate::device::DType;
 use crate::model::{Engine, Model};
-use crate::protocol::{AnswerKind, Ending, Finisher, Presence, Protocol, Rules, Turn, step_prefix};
+use crate::protocol::{
+    AnswerKind, Ending, Finisher, JOINING_WORDS, Presence, Protocol, Rules, Turn, step_prefix,
+};
 use crate::sampler::Sampling;
 use crate::text::Stream;
 use crate::{Error, Result, TokenId};
@@ -277,6 +279,9 @@ impl Session {
                 header_others: opening.header_others.clone(),
                 header_own: opening.header_own.clone(),
                 words: opening.words.clone(),
+                joining: Some(self.protocol.joining())
+                    .filter(|&words| words != JOINING_WORDS)
+                    .map(str::to_owned),
                 ends: Vec::new(),
             },
         }

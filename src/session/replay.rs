@@ -162,7 +162,10 @@ impl Run {
             header_own: o.header_own.clone(),
             words: o.words.clone(),
         };
-        let protocol = Protocol::with_opening(text, rules.rules()?, &header.names, opening)?;
+        let mut protocol = Protocol::with_opening(text, rules.rules()?, &header.names, opening)?;
+        if let Some(words) = &o.joining {
+            protocol = protocol.with_joining(words);
+        }
         Ok(Self::Session(Box::new(Session::new(
             engine, protocol, settings,
         )?)))

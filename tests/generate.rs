@@ -25,7 +25,8 @@ use hogwild::cache::plan::Logits;
 use hogwild::device::{DType, Device};
 use hogwild::model::{Engine, Model, ModelFiles};
 use hogwild::protocol::{
-    HEADER_OTHERS, HEADER_OWN, Opening, Protocol, Rules, default_names, opening_words,
+    HEADER_OTHERS, HEADER_OWN, JOINING_WORDS, OPENING_WORDS, Opening, Protocol, Rules,
+    default_names, opening_words,
 };
 use hogwild::session::{
     Command, Event, FORMAT, Header, Log, ModelName, OpeningIds, Raw, Reason, Replayed, RulesName,
@@ -69,7 +70,9 @@ impl Subject {
         let words: Vec<_> = names
             .iter()
             .enumerate()
-            .map(|(i, name)| opening_words(name, i == 0))
+            .map(|(i, name)| {
+                opening_words(name, if i == 0 { OPENING_WORDS } else { JOINING_WORDS })
+            })
             .collect();
         let opening = Opening::from_texts(&self.text, PROMPT, HEADER_OTHERS, HEADER_OWN, &words)?;
         Protocol::with_opening(Arc::clone(&self.text), rules, &names, opening)
@@ -552,7 +555,10 @@ fn a_newcomer_is_seen_by_everybody() {
         let script = [(4, vec![join("Carol")])];
         let (header, events) = subject.run(&greedy(16), 2, &script);
         let rows = rows_of(&events, 2);
-        let words = subject.text.encode(&opening_words("Carol", false)).unwrap();
+        let words = subject
+            .text
+            .encode(&opening_words("Carol", JOINING_WORDS))
+            .unwrap();
         assert_eq!((rows[0].0, &rows[0].3), (4, &words), "its words come first");
         assert_eq!(tokens_of(&events, 2).len(), 12, "it has every turn after");
         check_visible(&subject, &header, &events, (2, 4));
@@ -697,7 +703,10 @@ fn a_person_writes_as_a_worker() {
             fed,
             "after the token that waited, and it ends no step"
         );
-        let words = subject.text.encode(&opening_words("Eve", false)).unwrap();
+        let words = subject
+            .text
+            .encode(&opening_words("Eve", JOINING_WORDS))
+            .unwrap();
         let rows = rows_of(&events, 2);
         assert_eq!(
             rows[0].3,

@@ -1073,6 +1073,10 @@ fn hostile_tokenizers_are_refused() {
             at(&["normalizer"], replace(json!({"Regex": "(?s)."}), "")),
         ),
         (
+            "erases all but blank lines",
+            at(&["normalizer"], replace(json!({"Regex": "[^\\n]"}), "")),
+        ),
+        (
             "broken map",
             at(
                 &["normalizer"],

@@ -193,6 +193,11 @@ impl Protocol {
                 .map(|(i, name)| text.encode(&opening_words(name.as_ref(), i == 0)))
                 .collect::<Result<_>>()?,
         };
+        // Who has no token has nothing to choose the next one from.
+        if opening.words.iter().any(Vec::is_empty) {
+            let problem = "this vocabulary cannot write a worker's first words";
+            return Err(Error::Tokenizer(problem.to_owned()));
+        }
         Self::with_opening(text, rules, names, opening)
     }
 

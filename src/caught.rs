@@ -1,6 +1,6 @@
 //! Calls into libraries that panic on a file which no program wrote.
 //!
-//! A file may be hostile and must not end the process, so such a call is made through [`caught`], and a
+//! A file may be hostile and must not end the process, so such a call is made through `caught`, and a
 //! panic in it is a value. Invariant: what is caught is not reported twice; [`keep_quiet`] leaves all
 //! other panics to the hook that was there before.
 

@@ -249,6 +249,8 @@ impl Text {
                 let half = piece.chars().count() / 2;
                 cuts.extend(piece.char_indices().nth(half).map(|(at, _)| at));
             }
+            // Rules of a tokenizer may put a text into another order.
+            cuts.sort_unstable();
             cuts.dedup();
             let mut end = piece.len();
             for cut in cuts.into_iter().rev() {
@@ -416,7 +418,9 @@ impl Text {
         let encoding = asked(|| self.tokenizer.encode(text, false))?;
         for (id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
             if self.control_ids.contains(id) && Some(*id) != self.unknown && start < end {
-                spans.push((start, end));
+                // Trimming of white space may leave an offset within a character.
+                let start = text.floor_char_boundary(start);
+                spans.push((start, text.ceil_char_boundary(end)));
             }
         }
         spans.sort_unstable();

@@ -197,6 +197,11 @@ impl Protocol {
                 })
                 .collect::<Result<_>>()?,
         };
+        // Who has no token has nothing to choose the next one from.
+        if opening.words.iter().any(Vec::is_empty) {
+            let problem = "this vocabulary cannot write a worker's first words";
+            return Err(Error::Tokenizer(problem.to_owned()));
+        }
         Ok(Self {
             joining: problem.style.joining().to_owned(),
             ..Self::with_opening(text, rules, names, opening)?

@@ -748,7 +748,10 @@ impl Session {
         };
         loop {
             let logits = self.engine.prefill(block, &next, Logits::Last)?;
-            let last = logits.last().expect("the last token's logits were wanted");
+            let Some(last) = logits.last() else {
+                let problem = "it cannot write the sentence that asks for the answer";
+                return Err(Error::Tokenizer(problem.into()));
+            };
             let token = greedy
                 .sample(last, &[], 0, self.pass)
                 .ok_or_else(|| Error::NotFinite {

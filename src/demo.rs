@@ -1,11 +1,67 @@
-//! Problems of the built-in model: lists of sums, posed, read and checked. Pure.
+//! The built-in model, and its problems: lists of sums, posed, read and checked.
 //!
 //! The model was trained on this kind of problem and no other (`examples/demo_model/`): 2 to 9 sums of
 //! unequal length, `a) 20+8+9; b) 41+4; …`, each of a number from 10 to 45 and one to six digits, each with
 //! a result of two digits. Invariant: a [`Problem`] is one that the model was trained for.
 
+use std::path::Path;
+
+use crate::model::ModelFiles;
+use crate::protocol::{AnswerKind, PromptStyle, Rules};
 use crate::sampler::philox;
+use crate::text::Text;
 use crate::{Error, Result};
+
+/// What stands for the built-in model's directory in messages and logs.
+pub const NAME: &str = "(built-in)";
+
+/// Most workers that the built-in model was trained for.
+pub const MAX_WORKERS: usize = 4;
+
+/// The built-in model.
+///
+/// # Errors
+/// Never: a test loads it.
+pub fn files() -> Result<ModelFiles> {
+    ModelFiles::embedded(
+        Path::new(NAME),
+        include_bytes!("../examples/demo_model/model/config.json"),
+        include_bytes!("../examples/demo_model/model/generation_config.json"),
+        include_bytes!("../examples/demo_model/model/model.safetensors"),
+    )
+}
+
+/// Its tokenizer.
+///
+/// # Errors
+/// Never: a test loads it.
+pub fn text() -> Result<Text> {
+    Text::embedded(
+        Path::new(NAME),
+        include_bytes!("../examples/demo_model/model/tokenizer.json"),
+        include_bytes!("../examples/demo_model/model/tokenizer_config.json"),
+    )
+}
+
+/// Its prompt and opening words.
+///
+/// # Errors
+/// Never: a test reads it.
+pub fn style() -> Result<PromptStyle> {
+    PromptStyle::parse(
+        NAME,
+        include_str!("../examples/demo_model/model/prompt.txt"),
+    )
+}
+
+/// The rules it was trained under: those of `main`, with no questions, and any text in the box.
+pub fn rules() -> Rules {
+    Rules {
+        check_every: 1_000_000,
+        answer: AnswerKind::Balanced,
+        ..Rules::main()
+    }
+}
 
 /// Labels of the sums, in order.
 pub const LABELS: [char; 9] = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i'];
@@ -170,6 +226,22 @@ impl std::fmt::Display for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_built_in_model_is_sound_and_small() {
+        let files = files().expect("the model");
+        assert!(
+            files.weight_bytes() <= 4 << 20,
+            "{} bytes",
+            files.weight_bytes()
+        );
+        let text = text().expect("the tokenizer");
+        assert!(
+            text.vocab_size() <= files.config.vocab_size,
+            "they belong together"
+        );
+        assert!(style().is_ok(), "the prompt");
+    }
 
     #[test]
     fn a_problem_is_read_as_it_is_written() {

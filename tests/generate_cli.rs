@@ -175,7 +175,11 @@ fn problems_that_are_none_are_usage_errors() {
     let ran = generate(&["-f", folder.path().to_str().unwrap()]);
     assert!(ran.error(1).contains("directory"), "{}", ran.err);
     let ran = hogwild(&["generate", "x"]);
-    assert!(ran.error(2).contains("no model was given"), "{}", ran.err);
+    assert!(
+        ran.error(2).contains("the built-in model only adds up"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -875,7 +879,7 @@ fn the_numbers_go_to_a_terminal_on_standard_error_alone() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.txt");
     let line = format!(
-        "stty rows 24 cols 100; {} generate -m {MODEL} --device cpu -n 60 --temp 1 --seed 3 x >{}",
+        "stty rows 24 cols 100; {} generate -m {MODEL} --device cpu -n 300 --temp 1 --seed 3 x >{}",
         env!("CARGO_BIN_EXE_hogwild"),
         out.display()
     );
@@ -897,7 +901,7 @@ fn the_numbers_go_to_a_terminal_on_standard_error_alone() {
         "the text is elsewhere: {screen}"
     );
     assert!(!screen.contains("\x1b[?25l"), "the cursor stays: {screen}");
-    let plain = generate(&["-n", "60", "--temp", "1", "--seed", "3", "x"]);
+    let plain = generate(&["-n", "300", "--temp", "1", "--seed", "3", "x"]);
     assert_eq!(plain.success(), fs::read_to_string(&out).unwrap());
 }
 
@@ -1310,4 +1314,46 @@ fn a_post_processor_that_names_no_token_is_refused() {
         let path: PathBuf = folder.path().join("tokenizer.json");
         assert!(ran.error(3).contains(path.to_str().unwrap()), "{}", ran.err);
     }
+}
+
+/// Without a model, the built-in one solves a problem of its kind, and says what one worker needs.
+#[test]
+fn without_a_model_the_built_in_one_adds_up_lists() {
+    let problem = "a) 20+8+9; b) 41+4; c) 13+5+6+2; d) 17+9";
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log.jsonl");
+    let log = log.to_str().unwrap();
+    let ran = hogwild(&["generate", "--device", "cpu", "--log", log, problem]);
+    let text = ran.success();
+    assert!(
+        text.contains("[Alice 1] ") && text.contains("[Bob 1] "),
+        "{text}"
+    );
+    assert!(text.contains("Answer: 37,45,26,26"), "{text}");
+    assert!(
+        ran.err.contains("all 4 results are right, after "),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("one worker alone needs "), "{}", ran.err);
+    assert!(
+        hogwild(&["replay", log])
+            .success()
+            .starts_with("no difference: "),
+        "its log is a run"
+    );
+}
+
+#[test]
+fn without_a_problem_a_fresh_one_is_posed() {
+    let ran = hogwild(&["generate", "--device", "cpu", "--seed", "11", "-w", "3"]);
+    assert!(ran.success().contains("Answer: "), "{}", ran.out);
+    assert!(ran.err.contains("a fresh problem (seed 11)"), "{}", ran.err);
+    assert!(ran.err.contains("passes with 3 workers"), "{}", ran.err);
+    let again = hogwild(&["generate", "--device", "cpu", "--seed", "11", "-w", "3"]);
+    assert_eq!(ran.out, again.out, "the same seed is the same problem");
+    let many = hogwild(&["generate", "-w", "5"]);
+    assert!(many.error(2).contains("1 to 4 workers"), "{}", many.err);
+    let raw = hogwild(&["generate", "--raw", "x"]);
+    assert!(raw.error(2).contains("--raw"), "{}", raw.err);
 }

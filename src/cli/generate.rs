@@ -12,6 +12,8 @@ use super::load::{LoadArgs, check_ids, name_tokenizer};
 use super::output::{Colour, Output, Status, neutralise};
 use super::stdout_error;
 use crate::cache::layout::Layout;
+use crate::demo;
+use crate::device::Device;
 use crate::model::{GenerationConfig, ModelFiles};
 use crate::protocol::{MAX_STYLE, Problem, PromptStyle, Protocol, default_names, step_prefix};
 use crate::session::{
@@ -25,7 +27,7 @@ use crate::{Error, Result, TokenId};
 const MAX_PROBLEM: u64 = 1 << 20;
 
 /// Arguments of `hogwild generate`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a flag that people type"
@@ -137,23 +139,33 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 /// Set by the first Ctrl-C while they do; the second ends the process.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Sums of a problem that nobody posed.
+const FRESH_SUMS: usize = 6;
+
 /// Exit code after an interrupt.
 const EXIT_INTERRUPTED: u8 = 130;
 
+/// What is solved, by which model, and how it is asked.
+struct Subject {
+    files: ModelFiles,
+    text: Arc<Text>,
+    model: ModelName,
+    problem: String,
+    style: PromptStyle,
+    rules: RulesName,
+}
+
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let Some(directory) = &args.load.model else {
-        return Err(Error::Usage(
-            "no model was given; name a model directory: hogwild generate -m DIR \"problem\""
-                .into(),
-        ));
-    };
-    let problem = problem(args)?;
     // A handler is set once in a process; a second call only keeps the first.
     let _ = ctrlc::set_handler(|| {
-        if !RUNNING.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
+    let Some(directory) = &args.load.model else {
+        return run_built_in(args);
+    };
+    let problem = problem(args)?;
     let files = ModelFiles::open(directory)?;
     let mut text = Text::load(directory)?;
     if args.no_chat_template {
@@ -163,12 +175,108 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             .note("the model has no chat template: the prompt is given as it is");
     }
     let text = Arc::new(text);
-    let ran = if args.raw {
-        run_raw(args, &problem, directory, &files, &text)
-    } else {
-        run_session(args, &problem, directory, &files, text)
+    if args.raw {
+        return run_raw(args, &problem, directory, &files, &text)
+            .map_err(name_tokenizer(directory));
+    }
+    let published = RulesName::published(&args.rules, &args.answer)?;
+    let rules = RulesName {
+        check_every: args.check_every.unwrap_or(published.check_every),
+        more_ends: files.eos(),
+        ..RulesName::new(&args.rules, &published)
     };
-    ran.map_err(name_tokenizer(directory))
+    let model = model_name(directory, &files);
+    let style = style(args)?;
+    let subject = Subject {
+        files,
+        text,
+        model,
+        problem,
+        style,
+        rules,
+    };
+    solve(args, &subject, &names(args)?, &open_device(args)?).map_err(name_tokenizer(directory))?;
+    Ok(exit_code())
+}
+
+/// The built-in model: a fresh problem or the user's, whether it was solved, and what one worker needs.
+fn run_built_in(args: &Args) -> Result<ExitCode> {
+    if args.raw {
+        let what = "--raw continues a text, which the built-in model cannot; name a model with -m";
+        return Err(Error::Usage(what.into()));
+    }
+    let seed = args.seed.unwrap_or_else(fresh_seed);
+    let problem = if args.problem.is_none() && args.file.is_none() {
+        let problem = demo::Problem::random(seed, FRESH_SUMS);
+        args.load.note(&format!(
+            "a fresh problem (seed {seed}) for the built-in model: {problem}"
+        ));
+        problem
+    } else {
+        demo::Problem::parse(&problem(args)?)?
+    };
+    // One seed for the problem and for what little is left to chance.
+    let args = &Args {
+        seed: Some(seed),
+        ..args.clone()
+    };
+    let names = names(args)?;
+    if names.len() > demo::MAX_WORKERS {
+        let n = names.len();
+        let most = demo::MAX_WORKERS;
+        return Err(Error::Usage(format!(
+            "the built-in model was trained for 1 to {most} workers, not {n}; name another model with -m"
+        )));
+    }
+    let files = demo::files()?;
+    let model = ModelName {
+        directory: demo::NAME.to_owned(),
+        hash: files.hash(),
+    };
+    let (text, problem_text) = (Arc::new(demo::text()?), problem.to_string());
+    let rules = RulesName::new("main", &demo::rules());
+    let style = if args.prompt.is_some() {
+        style(args)?
+    } else {
+        demo::style()?
+    };
+    let subject = Subject {
+        files,
+        text,
+        model,
+        problem: problem_text,
+        style,
+        rules,
+    };
+    let device = open_device(args)?;
+    let outcome = solve(args, &subject, &names, &device)?;
+    let sums = problem.sums().len();
+    let verdict = match outcome
+        .answer
+        .as_deref()
+        .and_then(|answer| problem.right(answer))
+    {
+        Some(right) if right == sums => format!("all {right} results are right"),
+        Some(right) => format!("{right} of {sums} results are right"),
+        None => "the answer does not have a result for each sum".to_owned(),
+    };
+    let (n, plural) = (names.len(), if names.len() == 1 { "" } else { "s" });
+    args.load.note(&format!(
+        "{verdict}, after {} passes with {n} worker{plural}",
+        outcome.passes
+    ));
+    if n > 1 && !args.load.quiet && !INTERRUPTED.load(Ordering::SeqCst) {
+        let mut alone = prepare(args, &subject, &names[..1], &device)?;
+        while !alone.is_over() {
+            alone.step(&[])?;
+        }
+        args.load.note(&format!(
+            "one worker alone needs {} passes, {:.2} times as many",
+            alone.passes(),
+            alone.passes() as f64 / outcome.passes.max(1) as f64
+        ));
+    }
+    Ok(exit_code())
 }
 
 /// The problem's text, from wherever it is.
@@ -217,13 +325,6 @@ fn settings(
     files: &ModelFiles,
     text: &Text,
 ) -> Settings {
-    let fresh = || {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        // Short enough to be typed again.
-        u64::from(now.subsec_nanos() ^ u32::try_from(now.as_secs() & 0xffff_ffff).unwrap_or(0))
-    };
     let temperature = if generation.is_greedy() {
         0.0
     } else {
@@ -239,9 +340,17 @@ fn settings(
         top_k: args.top_k.unwrap_or(generation.top_k),
         top_p: args.top_p.unwrap_or(generation.top_p),
         min_p: args.min_p.unwrap_or(generation.min_p),
-        seed: args.seed.unwrap_or_else(fresh),
+        seed: args.seed.unwrap_or_else(fresh_seed),
         vocab_limit: (text.vocab_size() < files.config.vocab_size).then(|| text.vocab_size()),
     }
+}
+
+/// A seed that nobody chose; short enough to be typed again.
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::from(now.subsec_nanos() ^ u32::try_from(now.as_secs() & 0xffff_ffff).unwrap_or(0))
 }
 
 /// The context: as asked for, or what prompt, passes and early answer need, within the model's range
@@ -274,32 +383,31 @@ fn context(
         .min(most))
 }
 
-fn run_session(
+/// How a session went.
+struct Outcome {
+    passes: u64,
+    answer: Option<String>,
+}
+
+/// A session that is ready to begin, and the name of its rules.
+fn prepare(
     args: &Args,
-    problem: &str,
-    directory: &Path,
-    files: &ModelFiles,
-    text: Arc<Text>,
-) -> Result<ExitCode> {
-    let names = names(args)?;
-    let published = RulesName::published(&args.rules, &args.answer)?;
-    let name = RulesName {
-        check_every: args.check_every.unwrap_or(published.check_every),
-        more_ends: files.eos(),
-        ..RulesName::new(&args.rules, &published)
-    };
-    let rules = name.rules()?;
-    let style = style(args)?;
-    let settings = settings(args, &files.generation, files, &text);
+    subject: &Subject,
+    names: &[String],
+    device: &Arc<Device>,
+) -> Result<Session> {
+    let (files, text) = (&subject.files, &subject.text);
+    let rules = subject.rules.rules()?;
+    let settings = settings(args, &files.generation, files, text);
     settings.sampling().check()?;
     settings.kv_type()?;
     let problem = Problem {
-        text: problem,
-        style: &style,
+        text: &subject.problem,
+        style: &subject.style,
         thinking: None,
         today: today(),
     };
-    let protocol = Protocol::open(text, rules, &names, &problem)?;
+    let protocol = Protocol::open(text.clone(), rules, names, &problem)?;
     let o = protocol.opening();
     let words = o.words.iter().flatten();
     let headers = o.header_others.iter().chain(&o.header_own);
@@ -310,19 +418,25 @@ fn run_session(
         context,
         ..settings
     };
-
-    let mut sinks = Sinks::open(args)?;
-    let device = args
-        .load
-        .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
-    let model = args.load.load(device, files, context)?;
+    let model = args.load.load(device.clone(), files, context)?;
     let engine = settings.engine(model, args.load.check)?;
-    let mut session = Session::new(engine, protocol, settings)?;
+    Session::new(engine, protocol, settings)
+}
+
+/// Runs a session on a subject and shows it.
+fn solve(
+    args: &Args,
+    subject: &Subject,
+    names: &[String],
+    device: &Arc<Device>,
+) -> Result<Outcome> {
+    let mut sinks = Sinks::open(args)?;
+    let mut session = prepare(args, subject, names, device)?;
     args.load.note(&format!("seed {}", session.settings().seed));
-    sinks.begin(&session.header(model_name(directory, files), name))?;
-    let mut show = Show::new(args, names);
+    sinks.begin(&session.header(subject.model.clone(), subject.rules.clone()))?;
+    let mut show = Show::new(args, names.to_vec());
     let started = Instant::now();
-    let outcome = match drive(&mut session, &mut sinks, &mut show, started) {
+    let (reason, answer) = match drive(&mut session, &mut sinks, &mut show, started) {
         Ok(outcome) => outcome,
         Err(error) => {
             // What was written is not lost with the error.
@@ -330,7 +444,7 @@ fn run_session(
             return Err(error);
         }
     };
-    show.finish(outcome.0, outcome.1.as_deref())?;
+    show.finish(reason, answer.as_deref())?;
     let seconds = started.elapsed().as_secs_f64();
     let passes = session.passes();
     args.load.note(&format!(
@@ -338,7 +452,12 @@ fn run_session(
         passes as f64 / seconds,
         show.tokens() as f64 / seconds
     ));
-    Ok(exit_code())
+    Ok(Outcome { passes, answer })
+}
+
+fn open_device(args: &Args) -> Result<Arc<Device>> {
+    args.load
+        .open_device(args.load.device.as_deref().unwrap_or("auto"))
 }
 
 /// Runs a session to its end; tells why it ended and the answer.
@@ -405,9 +524,7 @@ fn run_raw(
     ends.dedup();
 
     let mut sinks = Sinks::open(args)?;
-    let device = args
-        .load
-        .open_device(args.load.device.as_deref().unwrap_or("auto"))?;
+    let device = open_device(args)?;
     let header = Header {
         format: FORMAT,
         hogwild: env!("CARGO_PKG_VERSION").to_owned(),
@@ -654,7 +771,10 @@ impl Show {
     fn finish(&mut self, reason: Reason, answer: Option<&str>) -> Result<()> {
         self.output.finish()?;
         if let (Some(answer), false) = (answer, self.silent) {
-            self.output.answer(&format!("\nAnswer: {answer}"))?;
+            // A worker that waits for a result fills its box with blanks.
+            let words: Vec<&str> = answer.split(' ').filter(|word| !word.is_empty()).collect();
+            self.output
+                .answer(&format!("\nAnswer: {}", words.join(" ")))?;
         }
         if !self.quiet {
             let why = match reason {

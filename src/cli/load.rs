@@ -11,7 +11,7 @@ use crate::model::{Model, ModelFiles};
 use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct LoadArgs {
     /// Model directory in Hugging Face's format
     #[arg(short, long, value_name = "DIR")]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::load::{LoadArgs, name_tokenizer};
 use super::print;
+use crate::demo;
 use crate::model::ModelFiles;
 use crate::session::{Event, read_log, replay};
 use crate::text::Text;
@@ -37,7 +38,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         .model
         .clone()
         .unwrap_or_else(|| PathBuf::from(&header.model.directory));
-    let files = ModelFiles::open(&directory)?;
+    let built_in = args.load.model.is_none() && header.model.directory == demo::NAME;
+    let files = if built_in {
+        demo::files()?
+    } else {
+        ModelFiles::open(&directory)?
+    };
     if files.hash() != header.model.hash {
         let problem = format!(
             "the log is of another model: its hash is {}, that of {} is {}; name the right one with -m",
@@ -63,7 +69,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             problem,
         });
     }
-    let text = Arc::new(Text::load(&directory)?);
+    let text = Arc::new(if built_in {
+        demo::text()?
+    } else {
+        Text::load(&directory)?
+    });
     let wanted = args.load.device.as_deref().unwrap_or(&header.device);
     let device = args.load.open_device(wanted)?;
     if device.name() != header.device {

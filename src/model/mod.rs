@@ -62,6 +62,30 @@ impl ModelFiles {
         })
     }
 
+    /// A model that is part of the program: the contents of `config.json`, `generation_config.json` and
+    /// `model.safetensors`; `name` stands for its directory in messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn embedded(
+        name: &Path,
+        config: &[u8],
+        generation: &[u8],
+        weights: &'static [u8],
+    ) -> Result<Self> {
+        let config = Config::from_json(&name.join("config.json"), config)?;
+        let path = name.join("generation_config.json");
+        let generation = GenerationConfig::from_json(&path, generation, &config)?;
+        let checkpoint = Checkpoint::embedded(name.join("model.safetensors"), weights)?;
+        let tensors = TensorMap::new(&config, &checkpoint)?;
+        Ok(Self {
+            config,
+            generation,
+            checkpoint,
+            tensors,
+        })
+    }
+
     /// The ids that end a text: those of both configs, each once, in the order they are named.
     pub fn eos(&self) -> Vec<TokenId> {
         let mut ids = self.config.eos.clone();

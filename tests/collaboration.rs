@@ -1,0 +1,285 @@
+//! The built-in model proves, in one run, that cache, layouts, protocol and sampling carry collaboration.
+//!
+//! It learned to imitate workers who divide sums among themselves; if a worker did not see the others, or
+//! saw them at the wrong place, nothing would be saved, or nothing would be right.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the numbers of every run are for people"
+)]
+
+#[path = "common/adapter.rs"]
+mod adapter;
+#[path = "../examples/collaboration/scenes.rs"]
+mod scenes;
+
+use std::sync::Arc;
+
+use hogwild::cache::layout::{Layout, Shared, View};
+use hogwild::cache::pages::BlockId;
+use hogwild::cache::plan::{Batch, Logits, Plan, Turn as Fed, plan};
+use hogwild::demo::{self, Problem};
+use hogwild::device::{DType, Device};
+use hogwild::model::{Engine, Model, Scratch};
+use hogwild::protocol::{NAMES, Problem as Asked, Protocol, Turn};
+use hogwild::sampler::Sampling;
+use hogwild::text::Date;
+use scenes::{Run, Scene, Stage, UNSEEN_NAMES, policy};
+
+/// Problems of a setting.
+const PROBLEMS: u64 = 40;
+
+fn problem(i: u64) -> Problem {
+    Problem::random(0xc1_0000 + i, 3 + usize::try_from(i % 6).unwrap())
+}
+
+/// Share of problems that are all right, passes over the policy's, share of sums done more than once.
+fn margins(runs: &[(Run, Run)]) -> (f64, f64, f64) {
+    let sum = |f: &dyn Fn(&(Run, Run)) -> u64| runs.iter().map(f).sum::<u64>() as f64;
+    let right = sum(&|r| u64::from(r.0.all_right())) / runs.len() as f64;
+    let passes = sum(&|r| r.0.passes) / sum(&|r| r.1.passes);
+    let sums = sum(&|r| r.0.sums as u64);
+    (right, passes, sum(&|r| r.0.duplicates() as u64) / sums)
+}
+
+#[test]
+fn workers_divide_the_work_on_every_device_and_write_the_same() {
+    let mut texts: Vec<Vec<Vec<String>>> = Vec::new();
+    for device in adapter::devices() {
+        let name = device.name();
+        let stage = Stage::new(Arc::new(device), "f32").unwrap();
+        let mut here = Vec::new();
+        let mut alone = 0.0;
+        for n in 1..=4 {
+            let mut runs = Vec::new();
+            for i in 0..PROBLEMS {
+                let (run, text) = stage
+                    .run(&problem(i), &NAMES[..n], Scene::Plain, i)
+                    .unwrap();
+                runs.push((run, policy(&problem(i), &NAMES[..n], Scene::Plain, i)));
+                here.push(text);
+            }
+            let (right, ratio, duplicates) = margins(&runs);
+            let passes = runs.iter().map(|r| r.0.passes).sum::<u64>() as f64;
+            alone = if n == 1 { passes } else { alone };
+            println!(
+                "{name}, {n} workers: {:.1} % all right, {ratio:.3} of the policy's passes, {:.3} of one \
+                 worker's, {:.1} % duplicates",
+                100.0 * right,
+                passes / alone,
+                100.0 * duplicates
+            );
+            assert!(right >= 0.9, "{name}, {n} workers: {right} all right");
+            assert!(
+                ratio <= 1.1,
+                "{name}, {n} workers: {ratio} of the policy's passes"
+            );
+            assert!(
+                duplicates <= 0.05,
+                "{name}, {n} workers: {duplicates} duplicates"
+            );
+            let most = [1.0, 0.7, 0.6, 0.5][n - 1];
+            assert!(
+                passes <= most * alone,
+                "{name}, {n} workers: {passes} of {alone} passes"
+            );
+        }
+        texts.push(here);
+    }
+    assert!(
+        texts.windows(2).all(|pair| pair[0] == pair[1]),
+        "the devices write different texts"
+    );
+}
+
+#[test]
+fn workers_cope_with_stalls_latecomers_and_leavers() {
+    let stage = Stage::new(Arc::new(Device::cpu()), "f16").unwrap();
+    for scene in [Scene::Stalls, Scene::Late, Scene::Retire, Scene::Unseen] {
+        let names = if scene == Scene::Unseen {
+            UNSEEN_NAMES
+        } else {
+            [0, 1, 2, 3].map(|i| NAMES[i])
+        };
+        let mut runs = Vec::new();
+        for i in 0..PROBLEMS {
+            let (run, _) = stage.run(&problem(i), &names[..3], scene, i).unwrap();
+            runs.push((run, policy(&problem(i), &names[..3], scene, i)));
+        }
+        let (right, ratio, duplicates) = margins(&runs);
+        println!(
+            "{scene:?}: {right:.3} all right, {ratio:.3} of the policy's passes, {duplicates:.3} duplicates"
+        );
+        assert!(right >= 0.85, "{scene:?}: {right} all right");
+        assert!(ratio <= 1.15, "{scene:?}: {ratio} of the policy's passes");
+    }
+}
+
+/// What is done to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoiled {
+    Nothing,
+    /// Others' tokens, finished or not, are in nobody's view.
+    OthersInvisible,
+    /// A query's position does not count what the others are writing.
+    PositionsNotAdvanced,
+    /// The history in the wrong order.
+    HistoryReversed,
+}
+
+/// A session of two workers as the session runs it, with something spoiled between plan and pass.
+fn spoiled(model: &Arc<Model>, problem: &Problem, what: Spoiled) -> (u64, usize) {
+    let text = Arc::new(demo::text().unwrap());
+    let (asked, style) = (problem.to_string(), demo::style().unwrap());
+    let asked = Asked {
+        text: &asked,
+        style: &style,
+        thinking: None,
+        today: Date::default(),
+    };
+    let mut protocol = Protocol::open(text, demo::rules(), &NAMES[..2], &asked).unwrap();
+    let mut engine = Engine::new(model.clone(), DType::F32, 400, false).unwrap();
+    let mut scratch = Scratch::default();
+    let mut open = || engine.cache.pages.open();
+    let (history, header_others, header_own) = (vec![open()], open(), open());
+    let mut shared = Shared {
+        history,
+        header_others,
+        header_own,
+        own: vec![open(), open()],
+    };
+    let opening = protocol.opening().clone();
+    engine
+        .prefill(shared.history[0], &opening.prompt, Logits::None)
+        .unwrap();
+    engine
+        .prefill(header_others, &opening.header_others, Logits::None)
+        .unwrap();
+    engine
+        .prefill(header_own, &opening.header_own, Logits::None)
+        .unwrap();
+    engine.cache.pages.close(shared.history[0]);
+    let mut author: Vec<(BlockId, usize)> = Vec::new();
+    let mut pending = opening.words;
+    for pass in 0..500 {
+        let mut batch = Batch::default();
+        for (w, tokens) in pending.iter().enumerate() {
+            let View(mut view) = Layout::Combined.view(w, &shared);
+            if what == Spoiled::OthersInvisible {
+                let others: Vec<BlockId> = author
+                    .iter()
+                    .filter(|a| a.1 != w)
+                    .map(|a| a.0)
+                    .chain([shared.own[1 - w]])
+                    .collect();
+                view.retain(|block| !others.contains(block));
+            }
+            if what == Spoiled::HistoryReversed {
+                view[1..shared.history.len()].reverse();
+            }
+            batch.turns.push(Fed {
+                view: View(view),
+                tokens: tokens.clone(),
+                logits: Logits::Last,
+            });
+        }
+        for (w, tokens) in pending.iter().enumerate() {
+            engine
+                .cache
+                .pages
+                .extend(shared.own[w], tokens.len())
+                .unwrap();
+        }
+        let mut plan = plan(&engine.cache.pages, &batch, model.rows_per_work());
+        if what == Spoiled::PositionsNotAdvanced {
+            shift(&mut plan, &engine, &shared, &pending);
+        }
+        let recording = model.forward(&plan, &engine.cache, &mut scratch).unwrap();
+        model.device().play(&recording).unwrap();
+        let vocab = model.config().vocab_size;
+        let logits = model
+            .device()
+            .read_f32(scratch.logits().unwrap(), 2 * vocab)
+            .unwrap();
+        for (w, logits) in logits.chunks_exact(vocab).enumerate() {
+            let token = Sampling::greedy()
+                .sample(logits, protocol.suppressed(), w, pass)
+                .unwrap();
+            match protocol.observe(w, token).unwrap() {
+                Turn::Speak(token) => pending[w] = vec![token],
+                Turn::CloseStep { feed, .. } => {
+                    let fresh = engine.cache.pages.open();
+                    let done = Layout::Combined.close(w, fresh, &mut shared).unwrap();
+                    engine.cache.pages.close(done);
+                    author.push((done, w));
+                    pending[w] = feed;
+                }
+                Turn::Finish(hogwild::protocol::Ending::Answer(answer)) => {
+                    return (pass + 1, problem.right(&answer.text).unwrap_or(0));
+                }
+                Turn::Finish(_) => return (pass + 1, 0),
+            }
+        }
+    }
+    (500, 0)
+}
+
+/// Takes the length of the other's unfinished step from every location in blocks before it.
+fn shift(plan: &mut Plan, engine: &Engine, shared: &Shared, pending: &[Vec<u32>]) {
+    let n_rows = plan.n_rows();
+    let other = |row: usize| usize::from(row < pending[0].len());
+    let before = shared.history.len() + 1;
+    for (at, location) in plan.locations.iter_mut().enumerate().take(before * n_rows) {
+        let len = engine.cache.pages.len(shared.own[other(at % n_rows)]);
+        *location -= i32::try_from(len).unwrap();
+    }
+}
+
+#[test]
+fn a_spoiled_engine_is_found_out() {
+    let device = Arc::new(Device::cpu());
+    let model = Model::load(device.clone(), &demo::files().unwrap(), 3000, &mut |_| {}).unwrap();
+    let model = Arc::new(model);
+    let stage = Stage::new(device, "f32").unwrap();
+    let problems: Vec<Problem> = (0..12).map(|i| Problem::random(0xbad + i, 6)).collect();
+    let solve = |what| -> (f64, f64) {
+        let runs: Vec<_> = problems
+            .iter()
+            .map(|p| (spoiled(&model, p, what), p.sums().len()))
+            .collect();
+        let right = runs
+            .iter()
+            .filter(|((_, right), sums)| right == sums)
+            .count() as f64;
+        let passes: u64 = runs.iter().map(|((passes, _), _)| passes).sum();
+        (
+            right / problems.len() as f64,
+            passes as f64 / problems.len() as f64,
+        )
+    };
+    let (right, passes) = solve(Spoiled::Nothing);
+    let own: u64 = problems
+        .iter()
+        .map(|p| stage.run(p, &NAMES[..2], Scene::Plain, 0).unwrap().0.passes)
+        .sum();
+    println!("nothing spoiled: {right:.2} all right in {passes:.1} passes");
+    assert!(
+        (passes - own as f64 / 12.0).abs() < 1e-9,
+        "this loop is the session's: {own}"
+    );
+    assert!(right >= 0.8, "unspoiled: {right} all right");
+    for what in [
+        Spoiled::OthersInvisible,
+        Spoiled::PositionsNotAdvanced,
+        Spoiled::HistoryReversed,
+    ] {
+        let (spoiled_right, spoiled_passes) = solve(what);
+        println!("{what:?}: {spoiled_right:.2} all right in {spoiled_passes:.1} passes");
+        let found_out = spoiled_right < 0.6 * right || spoiled_passes > 1.3 * passes;
+        assert!(
+            found_out,
+            "{what:?} makes no difference: {spoiled_right} in {spoiled_passes} passes"
+        );
+    }
+}

@@ -31,7 +31,7 @@ pub struct Finisher {
 }
 
 impl Finisher {
-    pub(super) fn new(protocol: &Protocol, most: usize) -> Result<Self> {
+    pub(super) fn new(protocol: &Protocol) -> Result<Self> {
         let (text, rules) = (&protocol.text, &protocol.rules);
         let ids = protocol.flat_tokens();
         let flat = text.decode(&ids);
@@ -40,11 +40,6 @@ impl Finisher {
         let controls = |ids: &[TokenId]| ids.iter().filter(|&&id| text.is_control(id)).count();
         if controls(&prompt) != controls(&ids) {
             prompt = between_controls(text, &ids, &rules.finisher)?;
-        }
-        if prompt.len() > most {
-            // Broken characters are written longer than they were; the tokens themselves still fit.
-            prompt.clone_from(&ids);
-            prompt.extend(text.encode(&rules.finisher)?);
         }
         Ok(Self {
             generated: text.decode(&ids[protocol.opening.prompt.len()..]),

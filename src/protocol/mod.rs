@@ -547,16 +547,7 @@ impl Protocol {
     /// # Errors
     /// [`Error::Tokenizer`] when the text cannot be tokenised again.
     pub fn finisher(&self) -> Result<Finisher> {
-        self.finisher_within(usize::MAX)
-    }
-
-    /// The finisher for what was written so far, of the tokens that were chosen instead of anew where
-    /// its prompt would otherwise have more than `most` tokens.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] when the text cannot be tokenised again.
-    pub fn finisher_within(&self, most: usize) -> Result<Finisher> {
-        Finisher::new(self, most)
+        Finisher::new(self)
     }
 }
 

@@ -1,3 +1,4 @@
+// uses: dot8
 // Gated projection: y[r, n] = silu(g) * u, g and u the rows n and n_out + n of the weight times x[r].
 //
 // A workgroup serves 8 outputs and COLS rows of x, one subgroup for each output: a lane reads eight
@@ -17,19 +18,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;         // [n_rows, n_out]
 
 const OUT_PER_GROUP = 8u;
-
-fn dot8(w: Weight8, a: vec4<f32>, b: vec4<f32>, from_sum: f32) -> f32 {
-    let lo = weight8_lo(w);
-    let hi = weight8_hi(w);
-    var sum = fma(lo.x, a.x, from_sum);
-    sum = fma(lo.y, a.y, sum);
-    sum = fma(lo.z, a.z, sum);
-    sum = fma(lo.w, a.w, sum);
-    sum = fma(hi.x, b.x, sum);
-    sum = fma(hi.y, b.y, sum);
-    sum = fma(hi.z, b.z, sum);
-    return fma(hi.w, b.w, sum);
-}
 
 @compute @workgroup_size(64)
 fn main(

@@ -1,3 +1,4 @@
+// uses: dot8
 // Projection: y[r, first + n] = (y if add) + sum_k x[r, k] * weight[n, k] + bias[first + n].
 //
 // A workgroup serves 8 rows of the weight and COLS rows of x, one subgroup for each weight row: a lane
@@ -41,22 +42,10 @@ fn main(
         }
         for (var j = lane; j < width; j += subgroup_size) {
             let w = weight[weight_row + j];
-            let lo = weight8_lo(w);
-            let hi = weight8_hi(w);
             for (var c = 0u; c < COLS; c++) {
                 let row = min(first_row + c, params.n_rows - 1u);
                 let at = (row * width + j) * 2u;
-                let a = x[at];
-                let b = x[at + 1u];
-                var sum = sums[c];
-                sum = fma(lo.x, a.x, sum);
-                sum = fma(lo.y, a.y, sum);
-                sum = fma(lo.z, a.z, sum);
-                sum = fma(lo.w, a.w, sum);
-                sum = fma(hi.x, b.x, sum);
-                sum = fma(hi.y, b.y, sum);
-                sum = fma(hi.z, b.z, sum);
-                sums[c] = fma(hi.w, b.w, sum);
+                sums[c] = dot8(w, x[at], x[at + 1u], sums[c]);
             }
         }
         for (var c = 0u; c < COLS; c++) {

@@ -16,6 +16,7 @@ pub const PARTS: &[(&str, &str)] = &[
         include_str!("../../shaders/parts/softmax_state.wgsl"),
     ),
     ("rope", include_str!("../../shaders/parts/rope.wgsl")),
+    ("dot8", include_str!("../../shaders/parts/dot8.wgsl")),
 ];
 
 const ELEMENT_F32: &str = include_str!("../../shaders/parts/element_f32.wgsl");

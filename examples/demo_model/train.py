@@ -85,7 +85,8 @@ def run(rank, a):
     params = sum(p.numel() for p in m.parameters())
     curve = None
     if rank == 0:
-        info = dict(parameters=params, vocabulary=len(VOCAB), torch=torch.__version__, python=platform.python_version(), **vars(a))
+        info = dict(parameters=params, vocabulary=len(VOCAB), torch=torch.__version__, python=platform.python_version(),
+                    **{key: value for key, value in vars(a).items() if key != "out"})
         json.dump(info, open(os.path.join(a.out, "run.json"), "w"), indent=1)
         curve = open(os.path.join(a.out, "curve.csv"), "w")
         curve.write("seconds,step,tokens,loss,claims,answers,digits,runs_right\n")

@@ -7,7 +7,9 @@ run/venv/bin/pip install --quiet -r requirements.txt
 python=run/venv/bin/python
 $python check.py
 $python train.py --out run --minutes "${MINUTES:-42}"
-$python export.py run/final.pt model
-$python golden.py run/final.pt ../../tests/golden/demo_trace
-$python evaluate.py run/final.pt --out run/evaluation.jsonl
+$python train.py --out run/second --init run/final.pt --minutes "${MORE:-5}" --muon 0.006 --adam 0.0012 --seed 2 \
+    --workers 1,2,3,3,4,4,4
+$python export.py run/second/final.pt model
+$python golden.py run/second/final.pt ../../tests/golden/demo_trace 6 5
+$python evaluate.py run/second/final.pt --out run/evaluation.jsonl
 $python report.py run .

@@ -69,14 +69,25 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("checkpoint")
     ap.add_argument("-n", type=int, default=200)
-    ap.add_argument("--quick", action="store_true", help="main settings only")
+    ap.add_argument("--skip", type=int, default=0, help="leave out that many settings")
     ap.add_argument("--out", help="JSON lines of all settings")
     ap.add_argument("--show", type=int, default=0, help="texts of that many runs of each setting")
     a = ap.parse_args()
     torch.set_num_threads(1)
     m, rows, wide = load(a.checkpoint), [], [3, 4, 5, 6, 7, 8]
 
-    def go(*args, **kw):
+    settings = [(("plain", n, a.n, wide), {}) for n in (1, 2, 3, 4)]
+    settings += [((kind, n, a.n, wide, (kind,)), {}) for n in (2, 4) for kind in ("stalls", "late", "retire")]
+    settings += [(("plain", n, a.n, [8]), {}) for n in (1, 2, 4)]
+    settings += [(("unseen names", n, a.n, wide), dict(pool="reserved")) for n in (2, 4)]
+    settings += [(("swapped names", 2, a.n, wide), dict(pool="swapped"))]
+    # Masked: the others' words are hidden, the positions stay. Apart: the same workers in sessions of their own.
+    half = a.n // 2
+    for n in (2, 4):
+        settings += [((f"only {sees} steps seen", n, half, [6]), dict(sees=sees)) for sees in ("own", "finished")]
+        settings += [(("all seen", n, half, [6]), {})]
+    settings += [(("sessions of their own", 1, half, [6]), dict(pool="second"))]
+    for args, kw in settings[a.skip :]:
         row, out = measure(m, *args, **kw)
         rows.append(row)
         for x in out[-a.show :] if a.show else []:
@@ -84,25 +95,6 @@ def main():
         if a.out:
             with open(a.out, "w") as f:
                 f.writelines(json.dumps(r) + "\n" for r in rows)
-
-    for n in (1, 2, 3, 4):
-        go("plain", n, a.n, wide)
-    if a.quick:
-        return
-    for n in (2, 4):
-        for kind in ("stalls", "late", "retire"):
-            go(kind, n, a.n, wide, (kind,))
-    for n in (1, 2, 4):
-        go("plain", n, a.n, [8])
-    for n in (2, 4):
-        go("unseen names", n, a.n, wide, pool="reserved")
-    go("swapped names", 2, a.n, wide, pool="swapped")
-    # Masked: the others' words are hidden, the positions stay. Apart: the same workers in sessions of their own.
-    for n in (2, 4):
-        go("others hidden", n, a.n // 2, [6], sees="own")
-        go("finished steps only", n, a.n // 2, [6], sees="finished")
-        go("all seen", n, a.n // 2, [6])
-    go("apart", 1, a.n // 2, [6], pool="second")
 
 
 if __name__ == "__main__":

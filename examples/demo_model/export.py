@@ -52,6 +52,8 @@ def main(checkpoint, out):
     os.makedirs(out, exist_ok=True)
     save_file(tensors(torch.load(checkpoint)["model"], c), f"{out}/model.safetensors", metadata={"format": "pt"})
 
+    os.chmod(f"{out}/model.safetensors", 0o644)
+
     def write(name, value):
         with open(f"{out}/{name}", "w") as f:
             json.dump(value, f, indent=1, ensure_ascii=False)

@@ -28,6 +28,12 @@ def problem(rng, k, min_more=MIN_MORE, max_more=MAX_MORE):
     ]
 
 
+def level_problem(rng, k):
+    """Lists of one length: workers finish together, so that several often claim in the same pass."""
+    more = rng.randint(MIN_MORE, MAX_MORE - 1)
+    return problem(rng, k, more, more)
+
+
 def problem_text(items):
     return "; ".join(f"{LABELS[i]}) " + "+".join(map(str, it)) for i, it in enumerate(items))
 
@@ -165,7 +171,7 @@ class Schedule:
         ]
 
 
-def simulate(rng, items, names, kind="normal", noise=0.0, max_passes=900):
+def simulate(rng, items, names, kind="normal", noise=0.0, max_passes=900, clash=2.0):
     """Runs the scripted policy; the layout it returns carries targets and loss weights."""
     k, n = len(items), len(names)
     L = Layout(prompt_ids(items), n)
@@ -233,6 +239,8 @@ def simulate(rng, items, names, kind="normal", noise=0.0, max_passes=900):
                     c == me and (p < t or (o != w and rank[o] < rank[w])) for c, o, p in claims if (o, p) != (w, t)
                 )
                 weight = 2.0
+                if any(c == me and o != w for c, o, _ in claims):
+                    weight = clash
                 if lost:
                     y = TAKEN
                 else:

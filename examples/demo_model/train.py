@@ -35,22 +35,26 @@ def arguments():
     ap.add_argument("--tokens", type=int, default=3000, help="per step and rank")
     ap.add_argument("--muon", type=float, default=0.02)
     ap.add_argument("--adam", type=float, default=4e-3)
+    ap.add_argument("--init", help="checkpoint to go on from, at the full task and a rate that falls at once")
+    ap.add_argument("--workers", type=lambda s: [int(x) for x in s.split(",")], default=[1, 2, 2, 3, 3, 4, 4])
     return ap.parse_args()
 
 
-def draw_batch(shared, own, done, budget):
+def draw_batch(shared, own, done, budget, workers, level):
     """A batch of one number of workers; the task grows over the first fifth of the run."""
     grow = min(1.0, done * 5)
     k_max = 2 + round(grow * (task.MAX_ITEMS - 2))
     more = 2 + round(grow * (task.MAX_MORE - 2))
-    n = shared.choice([1, 2, 2, 3, 3, 4, 4] if done > 0.05 else [1, 2])
+    n = shared.choice(workers if done > 0.05 else [1, 2])
     k = max(shared.randint(2, k_max), shared.randint(2, k_max))
     out, total = [], 0
     while total < budget:
         kind = own.choice(task.SCHEDULES[1:]) if done > 0.08 and own.random() < 0.45 else "normal"
         noise = 0.1 if own.random() < 0.4 else 0.0
         items = task.problem(own, max(2, k - own.randint(0, 1)), task.MIN_MORE, more)
-        run = task.simulate(own, items, task.draw_names(own, n), kind, noise)
+        if level and own.random() < 0.5:
+            items = task.level_problem(own, len(items))
+        run = task.simulate(own, items, task.draw_names(own, n), kind, noise, clash=6.0 if level else 2.0)
         if task.n_tokens(run) > 1400:
             continue
         out.append(run)
@@ -78,6 +82,8 @@ def run(rank, a):
         dist.init_process_group("gloo", init_method=f"file://{sync}", rank=rank, world_size=a.ranks)
     net.weigh = torch.compile(net.weigh, dynamic=True)
     m = net.Model()
+    if a.init:
+        m.load_state_dict(torch.load(a.init)["model"])
     mats = [p for n, p in m.named_parameters() if p.ndim == 2 and n != "emb"]
     rest = [p for n, p in m.named_parameters() if p.ndim != 2 or n == "emb"]
     adam = torch.optim.AdamW(rest, lr=a.adam, betas=(0.9, 0.98), weight_decay=0.0)
@@ -85,7 +91,8 @@ def run(rank, a):
     params = sum(p.numel() for p in m.parameters())
     curve = None
     if rank == 0:
-        info = dict(parameters=params, vocabulary=len(VOCAB), torch=torch.__version__, python=platform.python_version(), **vars(a))
+        info = dict(parameters=params, vocabulary=len(VOCAB), torch=torch.__version__, python=platform.python_version(),
+                    **{key: value for key, value in vars(a).items() if key not in ("out", "init")})
         json.dump(info, open(os.path.join(a.out, "run.json"), "w"), indent=1)
         curve = open(os.path.join(a.out, "curve.csv"), "w")
         curve.write("seconds,step,tokens,loss,claims,answers,digits,runs_right\n")
@@ -98,7 +105,7 @@ def run(rank, a):
     t0, tokens, step, done, saved = time.time(), 0, 0, 0.0, 0
     losses = []
     while done < 1:
-        b, n = draw_batch(shared, own, done, a.tokens)
+        b, n = draw_batch(shared, own, 1.0 if a.init else done, a.tokens, a.workers, bool(a.init))
         rows = b["wt"] > 0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = m(b, rows)
@@ -120,7 +127,7 @@ def run(rank, a):
         else:
             mean = loss.item()
         done = seconds / 60 / a.minutes
-        rate = min(1, (step + 1) / 50) * min(1, max(0.0, (1 - done) / 0.6))
+        rate = min(1, (step + 1) / (20 if a.init else 50)) * min(1, max(0.0, (1 - done) / (1 if a.init else 0.6)))
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         for group in adam.param_groups:
             group["lr"] = a.adam * rate

@@ -1,4 +1,4 @@
-"""Writes a run of two workers as a golden case: `python trace.py run/final.pt ../../tests/golden/demo_trace`.
+"""Writes a run of two workers as a golden case: `python golden.py run/final.pt ../../tests/golden/demo_trace`.
 
 The format is `hogwild-golden-1` (tests/golden/README.md). The numbers are the trainer's, computed step by step in
 double precision from the weights as they are stored.
@@ -84,8 +84,9 @@ def main(checkpoint, out, items=4, seed=5):
         json.dump(script, f, separators=(",", ":"))
         f.write("\n")
     save_file(tensors, f"{out}/expected.safetensors")
+    os.chmod(f"{out}/expected.safetensors", 0o644)
     print(task.problem_text(problem), run.answer, f"{run.passes} passes", sum(ev["op"] == "move" for ev in events), "moves")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

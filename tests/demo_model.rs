@@ -71,9 +71,14 @@ fn passes_to_the_answer(session: &mut Session) -> u64 {
 #[test]
 fn more_workers_need_fewer_passes() {
     let [one, two, four] = [1, 2, 4].map(|n| passes_to_the_answer(&mut session(n)));
-    println!("passes of 1, 2 and 4 workers: {one}, {two}, {four}");
-    assert!(10 * two <= 7 * one, "two workers: {two} passes instead of {one}");
-    assert!(2 * four <= one, "four workers: {four} passes instead of {one}");
+    assert!(
+        10 * two <= 7 * one,
+        "two workers: {two} passes instead of {one}"
+    );
+    assert!(
+        2 * four <= one,
+        "four workers: {four} passes instead of {one}"
+    );
 }
 
 #[test]

@@ -17,6 +17,8 @@ from vocab import *  # noqa: F403
 # What the rules of the paper's main version suppress: ends of text, `#` and `</think>`.
 SUPPRESSED = [ID["<|endoftext|>"], ID["#"]]
 
+MAX_POSITION = 4000  # of 4096: where a run that does not end is given up
+
 
 class Naive:
     def __init__(self, m, prompt, n):
@@ -243,7 +245,8 @@ def generate(m, problems, names, kinds, seeds, sees="all"):
               for it, kind in zip(problems, kinds))
     e = Batch(m, [task.prompt_ids(it) for it in problems], n, cap + 40, sees)
     while True:
-        act = [b for b, r in enumerate(runs) if not r.over and max(map(len, e.L[b].tok)) < cap and r.passes < cap]
+        room = [len(L.prompt) + sum(map(len, L.tok)) < MAX_POSITION and max(map(len, L.tok)) < cap for L in e.L]
+        act = [b for b, r in enumerate(runs) if not r.over and room[b] and r.passes < cap]
         if not act:
             break
         feeds = {b: runs[b].turn() for b in act}

@@ -48,12 +48,25 @@ def curve(rows, path):
 
 def main(run, out):
     os.makedirs(f"{out}/results", exist_ok=True)
-    for name in ("curve.csv", "run.json", "evaluation.jsonl"):
-        if os.path.exists(f"{run}/{name}") and os.path.abspath(run) != os.path.abspath(f"{out}/results"):
-            shutil.copy(f"{run}/{name}", f"{out}/results/{name}")
-    with open(f"{run}/curve.csv") as f:
-        curve(list(csv.DictReader(f)), f"{out}/results/curve.svg")
+    rows, about = [], []
+    for stage in (run, f"{run}/second"):
+        with open(f"{stage}/run.json") as f:
+            about.append(json.load(f))
+        with open(f"{stage}/curve.csv") as f:
+            for r in csv.DictReader(f):
+                for key, of in (("seconds", "seconds"), ("step", "steps"), ("tokens", "tokens_seen")):
+                    r[key] = int(r[key]) + sum(a[of] for a in about[:-1])
+                rows.append(r)
+    with open(f"{out}/results/run.json", "w") as f:
+        json.dump(about, f, indent=1)
+        f.write("\n")
+    with open(f"{out}/results/curve.csv", "w") as f:
+        to = csv.DictWriter(f, rows[0], lineterminator="\n")
+        to.writeheader()
+        to.writerows(rows)
+    curve(rows, f"{out}/results/curve.svg")
     if os.path.exists(f"{run}/evaluation.jsonl"):
+        shutil.copy(f"{run}/evaluation.jsonl", f"{out}/results/evaluation.jsonl")
         with open(f"{run}/evaluation.jsonl") as f:
             print(table([json.loads(line) for line in f]))
 

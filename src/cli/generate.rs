@@ -205,6 +205,14 @@ fn run_built_in(args: &Args) -> Result<ExitCode> {
         let what = "--raw continues a text, which the built-in model cannot; name a model with -m";
         return Err(Error::Usage(what.into()));
     }
+    let names = names(args)?;
+    if names.len() > demo::MAX_WORKERS {
+        let n = names.len();
+        let most = demo::MAX_WORKERS;
+        return Err(Error::Usage(format!(
+            "the built-in model was trained for 1 to {most} workers, not {n}; name another model with -m"
+        )));
+    }
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let problem = if args.problem.is_none() && args.file.is_none() {
         let problem = demo::Problem::random(seed, FRESH_SUMS);
@@ -220,14 +228,6 @@ fn run_built_in(args: &Args) -> Result<ExitCode> {
         seed: Some(seed),
         ..args.clone()
     };
-    let names = names(args)?;
-    if names.len() > demo::MAX_WORKERS {
-        let n = names.len();
-        let most = demo::MAX_WORKERS;
-        return Err(Error::Usage(format!(
-            "the built-in model was trained for 1 to {most} workers, not {n}; name another model with -m"
-        )));
-    }
     let files = demo::files()?;
     let model = ModelName {
         directory: demo::NAME.to_owned(),

@@ -19,6 +19,7 @@ mod adapter;
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use common::golden::{self, Case, Event, Expected, HogwildCase, LogitsRows, PlainCase, Script};
@@ -78,7 +79,11 @@ fn distance(got: impl ExactSizeIterator<Item = f64>, want: &[f32]) -> f64 {
 }
 
 fn engine(device: &Arc<Device>, case: &Case) -> Result<Engine, Error> {
-    let files = ModelFiles::open(case.model_dir())?;
+    engine_of(device, &case.model_dir())
+}
+
+fn engine_of(device: &Arc<Device>, dir: &Path) -> Result<Engine, Error> {
+    let files = ModelFiles::open(dir)?;
     let model = Model::load(device.clone(), &files, 8192, &mut |_| {})?;
     Engine::new(Arc::new(model), DType::F32, 1024, false)
 }
@@ -283,5 +288,49 @@ fn the_cpu_path_agrees_with_every_golden_case() {
 fn the_adapter_agrees_with_every_golden_case() {
     if let Some(device) = adapter::adapter() {
         run_all(device);
+    }
+}
+
+/// The built-in model's weights are stored in f16; the same numbers in f32 must give the same trace.
+#[test]
+fn the_trace_of_the_built_in_model_holds_for_f32_weights_too() {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+    let cases = golden::cases("tests/golden".as_ref());
+    let case = cases
+        .iter()
+        .find(|case| case.name == "demo_trace")
+        .expect("the trace is committed");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "generation_config.json"] {
+        std::fs::copy(case.model_dir().join(name), folder.path().join(name)).unwrap();
+    }
+    let bytes = std::fs::read(case.model_dir().join("model.safetensors")).unwrap();
+    let half = SafeTensors::deserialize(&bytes).unwrap();
+    let widen = |data: &[u8]| -> Vec<u8> {
+        let halves = data
+            .chunks_exact(2)
+            .map(|b| half::f16::from_le_bytes([b[0], b[1]]));
+        halves.flat_map(|v| v.to_f32().to_le_bytes()).collect()
+    };
+    let wide: Vec<(String, Vec<usize>, Vec<u8>)> = half
+        .tensors()
+        .iter()
+        .map(|(name, t)| (name.clone(), t.shape().to_vec(), widen(t.data())))
+        .collect();
+    let views = wide.iter().map(|(name, shape, data)| {
+        (
+            name.as_str(),
+            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
+        )
+    });
+    let file = folder.path().join("model.safetensors");
+    safetensors::serialize_to_file(views, None, &file).unwrap();
+    let Script::Hogwild(script) = &case.script else {
+        panic!("a run of workers")
+    };
+    for device in adapter::devices() {
+        let mut engine = engine_of(&Arc::new(device), folder.path()).unwrap();
+        let tally = run_hogwild(&mut engine, script, &case.expected());
+        assert!(tally.logits > 0 && tally.wrong == 0, "{tally:?}");
     }
 }

@@ -48,8 +48,8 @@ fn main(
                 let at = (row * width + j) * 2u;
                 let a = x[at];
                 let b = x[at + 1u];
-                gates[c] = dot8(gate, a, b, gates[c]);
-                ups[c] = dot8(up, a, b, ups[c]);
+                gates[c] += dot8(gate, a, b);
+                ups[c] += dot8(up, a, b);
             }
         }
         for (var c = 0u; c < COLS; c++) {

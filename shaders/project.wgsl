@@ -45,7 +45,7 @@ fn main(
             for (var c = 0u; c < COLS; c++) {
                 let row = min(first_row + c, params.n_rows - 1u);
                 let at = (row * width + j) * 2u;
-                sums[c] = dot8(w, x[at], x[at + 1u], sums[c]);
+                sums[c] += dot8(w, x[at], x[at + 1u]);
             }
         }
         for (var c = 0u; c < COLS; c++) {

@@ -134,7 +134,7 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
             DType::F32 => ("shaders/parts/element_f32.wgsl", ELEMENT_F32),
             DType::F16 => ("shaders/parts/element_f16.wgsl", ELEMENT_F16),
             DType::BF16 => ("shaders/parts/element_bf16.wgsl", ELEMENT_BF16),
-            DType::U32 => panic!("an element type is a float type"),
+            DType::U32 | DType::U4 | DType::U8 => panic!("an element type is a float type"),
         };
         let text = template
             .replace("Element", name)

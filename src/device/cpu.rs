@@ -36,7 +36,11 @@ impl Cpu {
     }
 
     pub(super) fn tensor(shape: &[usize], dtype: DType) -> Tensor {
-        let bytes = padded_bytes(shape.iter().product::<usize>() * dtype.size());
+        let bytes = padded_bytes(
+            dtype
+                .bytes(shape.iter().product())
+                .expect("the caller checked"),
+        );
         Tensor::new(shape, dtype, Storage::Cpu(RwLock::new(vec![0; bytes / 4])))
     }
 

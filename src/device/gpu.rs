@@ -161,7 +161,11 @@ impl Gpu {
         self.state()
             .groups
             .retain(|_, g| g.tensors.iter().all(WeakTensor::is_alive));
-        let bytes = padded_bytes(shape.iter().product::<usize>() * dtype.size());
+        let bytes = padded_bytes(
+            dtype
+                .bytes(shape.iter().product())
+                .expect("the caller checked"),
+        );
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;

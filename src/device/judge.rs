@@ -154,7 +154,8 @@ fn initial(arg: &CaseArg) -> Vec<u32> {
     let total: usize = guarded_shape(&arg.shape).iter().product();
     let guard = |i: usize| if i.is_multiple_of(2) { 3.0e4 } else { -2.0e4 };
     match (&arg.data, arg.dtype) {
-        (Data::Words(words), _) => {
+        (Data::Words(words), dtype) => {
+            let [len, total] = [len, total].map(|n| dtype.bytes(n).expect("small").div_ceil(4));
             assert_eq!(words.len(), len, "the data fills the shape");
             let guard = std::iter::repeat_n(0x7fff_fff0, total - len);
             words.iter().copied().chain(guard).collect()
@@ -189,12 +190,12 @@ pub fn pack(values: impl Iterator<Item = f32>, dtype: DType) -> Vec<u32> {
         DType::F32 => values.map(f32::to_bits).collect(),
         DType::F16 => halves(values.map(|v| f16::from_f32(v).to_bits()).collect()),
         DType::BF16 => halves(values.map(|v| bf16::from_f32(v).to_bits()).collect()),
-        DType::U32 => panic!("floats are not packed into integers"),
+        DType::U32 | DType::U4 | DType::U8 => panic!("floats are not packed into integers"),
     }
 }
 
 fn element(words: &[u32], dtype: DType, at: usize) -> (u32, f64) {
-    if dtype.size() == 4 {
+    if dtype.bits() == 32 {
         let bits = words[at];
         let value = if dtype == DType::F32 {
             f64::from(f32::from_bits(bits))

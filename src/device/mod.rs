@@ -112,9 +112,7 @@ impl Device {
     /// [`Error::Limit`] if it is larger than the device binds; [`Error::Device`] out of memory.
     pub fn tensor(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let bytes = elements
-            .and_then(|n| n.checked_mul(dtype.size()))
-            .unwrap_or(usize::MAX);
+        let bytes = elements.and_then(|n| dtype.bytes(n)).unwrap_or(usize::MAX);
         if bytes > self.max_tensor_bytes() {
             return Err(Error::Limit {
                 what: format!("a tensor of shape {shape:?} in {dtype}"),

@@ -131,7 +131,7 @@ impl Tolerance {
             DType::F32 => self.f32,
             DType::F16 => self.f16,
             DType::BF16 => self.bf16,
-            DType::U32 => Bound {
+            DType::U32 | DType::U4 | DType::U8 => Bound {
                 abs: 0.0,
                 rel: 0.0,
                 nmse: 0.0,
@@ -355,13 +355,27 @@ impl<'a> View<'a> {
         bytemuck::cast_slice(self.words())
     }
 
-    /// One element of any float type.
+    /// The words of an argument of codes, packed as [`DType::code_at`] says.
+    pub fn codes(&self) -> &[u32] {
+        assert!(
+            matches!(self.dtype, DType::U4 | DType::U8),
+            "an argument of {} holds no codes",
+            self.dtype
+        );
+        self.words()
+    }
+
+    /// One element of any type; of codes, the code.
     pub fn get(&self, at: usize) -> f64 {
         match self.dtype {
             DType::F32 => f64::from(self.f32s()[at]),
             DType::F16 => f64::from(self.f16s()[at]),
             DType::BF16 => f64::from(self.bf16s()[at]),
             DType::U32 => f64::from(self.u32s()[at]),
+            DType::U4 | DType::U8 => {
+                let (word, bit) = self.dtype.code_at(at);
+                f64::from(self.words()[word] >> bit & ((1 << self.dtype.bits()) - 1))
+            }
         }
     }
 
@@ -378,7 +392,9 @@ impl<'a> View<'a> {
             DType::F32 => self.f32s_mut()[at] = value as f32,
             DType::F16 => self.f16s_mut()[at] = f16::from_f64(value),
             DType::BF16 => self.bf16s_mut()[at] = bf16::from_f64(value),
-            DType::U32 => panic!("floats are not stored in integer arguments"),
+            DType::U32 | DType::U4 | DType::U8 => {
+                panic!("floats are not stored in integer arguments")
+            }
         }
     }
 }

@@ -16,15 +16,72 @@ pub enum DType {
     BF16,
     /// 32-bit unsigned integer; signed values are stored in two's complement.
     U32,
+    /// 4-bit codes of weights, in the order of [`DType::code_at`]; scales lie in a tensor beside it.
+    U4,
+    /// 8-bit codes of weights, in the order of [`DType::code_at`]; scales lie in a tensor beside it.
+    U8,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
+    /// Bits of one element.
+    pub const fn bits(self) -> usize {
         match self {
-            Self::F32 | Self::U32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 | Self::U32 => 32,
+            Self::F16 | Self::BF16 => 16,
+            Self::U8 => 8,
+            Self::U4 => 4,
         }
+    }
+
+    /// Bytes of one element of a type that has whole bytes.
+    ///
+    /// # Panics
+    /// For [`DType::U4`].
+    pub const fn size(self) -> usize {
+        assert!(self.bits() >= 8, "two codes of 4 bits share a byte");
+        self.bits() / 8
+    }
+
+    /// Bytes of a number of elements, rounded up; none where that is more than a `usize` counts.
+    pub const fn bytes(self, elements: usize) -> Option<usize> {
+        // Split, so that the bits of a large tensor do not overflow.
+        let (whole, rest) = (elements / 8, elements % 8);
+        match whole.checked_mul(self.bits()) {
+            Some(bytes) => bytes.checked_add((rest * self.bits()).div_ceil(8)),
+            None => None,
+        }
+    }
+
+    /// Elements of a row of codes come in spans of this many; a row is padded to whole spans.
+    pub const fn span(self) -> usize {
+        match self {
+            Self::U4 => 128,
+            Self::U8 => 32,
+            _ => 1,
+        }
+    }
+
+    /// Where the code of a flat index lies: the word, and its lowest bit in it.
+    ///
+    /// A lane of a kernel loads four words at once, which hold four runs of eight codes (two, if they have
+    /// eight bits). The runs of neighbouring lanes alternate, so that for one word of each lane the
+    /// activations that belong to it lie side by side: run `o` of a span of `s` runs is the
+    /// `o / sqrt(s)`-th of lane `o % sqrt(s)`.
+    ///
+    /// # Panics
+    /// If the type is not one of codes.
+    pub const fn code_at(self, at: usize) -> (usize, usize) {
+        let runs = match self {
+            Self::U4 => 4,
+            Self::U8 => 2,
+            _ => panic!("only codes are packed by runs"),
+        };
+        let words = 4 / runs;
+        let (span, run, code) = (at / self.span(), at % self.span() / 8, at % 8);
+        let (lane, part) = (run % runs, run / runs);
+        let word = span * 4 * runs + lane * 4 + part * words;
+        let bit = code * self.bits();
+        (word + bit / 32, bit % 32)
     }
 
     /// The name that users type and read.
@@ -34,6 +91,8 @@ impl DType {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::U32 => "u32",
+            Self::U4 => "int4",
+            Self::U8 => "int8",
         }
     }
 }
@@ -120,7 +179,7 @@ impl Tensor {
 
     /// Bytes of all elements.
     pub fn bytes(&self) -> usize {
-        self.len() * self.dtype().size()
+        self.dtype().bytes(self.len()).expect("it was allocated")
     }
 
     /// A number that no other tensor of this process has.
@@ -141,4 +200,30 @@ impl Tensor {
 pub(super) const fn padded_bytes(bytes: usize) -> usize {
     let words = bytes.div_ceil(4);
     if words == 0 { 4 } else { words * 4 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_a_span_has_a_place_of_its_own() {
+        for dtype in [DType::U4, DType::U8] {
+            let n = 3 * dtype.span();
+            let mut taken = vec![0u32; dtype.bytes(n).expect("small") / 4];
+            for at in 0..n {
+                let (word, bit) = dtype.code_at(at);
+                let mask = ((1u32 << dtype.bits()) - 1) << bit;
+                assert_eq!(taken[word] & mask, 0, "{dtype} {at} is the first there");
+                taken[word] |= mask;
+                assert_eq!(
+                    word / (taken.len() / 3),
+                    at / dtype.span(),
+                    "within its span"
+                );
+            }
+            assert!(taken.iter().all(|&w| w == u32::MAX), "nothing is left free");
+        }
+        assert_eq!(DType::U4.bytes(7), Some(4), "rounded up");
+    }
 }

@@ -36,7 +36,7 @@ pub(super) fn widen(from: &View<'_>, at: usize, to: &mut [f32]) {
                 *to = from.to_f32();
             }
         }
-        DType::U32 => panic!("integers are not weights"),
+        DType::U32 | DType::U4 | DType::U8 => panic!("codes have scales"),
     }
 }
 

@@ -286,7 +286,7 @@ fn store(to: &mut View<'_>, at: usize, from: &[f32]) {
                 *to = bf16::from_f32(v);
             }
         }
-        DType::U32 => panic!("the cache is of a float type"),
+        DType::U32 | DType::U4 | DType::U8 => panic!("the cache is of a float type"),
     }
 }
 

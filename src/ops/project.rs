@@ -265,9 +265,13 @@ impl Scene {
         }
         let gamma = rng.scaled(k, 2.0);
         let [mut weight, scales] = matrix(&mut rng, self.dtype, [n_out, k], self.group);
-        x.iter_mut().for_each(|x| *x *= self.scale);
+        for x in &mut x {
+            *x *= self.scale;
+        }
         if let Data::Floats(weight) = &mut weight.data {
-            weight.iter_mut().for_each(|w| *w /= self.scale);
+            for w in weight {
+                *w /= self.scale;
+            }
         }
         let bias = rng.scaled(first + n_out, 30.0);
         let y = rng.scaled(n_rows * y_cols, 30.0);

@@ -12,6 +12,7 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+pub mod quant;
 pub mod tensors;
 pub mod weights;
 

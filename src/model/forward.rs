@@ -248,7 +248,7 @@ impl Model {
             gate_up(
                 &mut r,
                 &rows.normed,
-                &layer.gate_up,
+                &layer.gate_up.weight,
                 &layer.gate_up_bias,
                 &rows.hidden,
                 n,
@@ -369,7 +369,7 @@ impl Model {
 impl Layer {
     fn qkv(&self) -> Linear<'_> {
         Linear {
-            weight: &self.qkv,
+            weight: &self.qkv.weight,
             bias: &self.qkv_bias,
             first: 0,
         }
@@ -377,7 +377,7 @@ impl Layer {
 
     fn out(&self) -> Linear<'_> {
         Linear {
-            weight: &self.out,
+            weight: &self.out.weight,
             bias: &self.out_bias,
             first: 0,
         }
@@ -385,7 +385,7 @@ impl Layer {
 
     fn down(&self) -> Linear<'_> {
         Linear {
-            weight: &self.down,
+            weight: &self.down.weight,
             bias: &self.down_bias,
             first: 0,
         }

@@ -118,7 +118,8 @@ impl Scheme {
             Some("gptq_v2") => Zeros::Stored,
             Some(other) => {
                 let found = format!("'{}'", shown(other));
-                let advice = "of gptq the formats gptq and gptq_v2 are read; convert the checkpoint";
+                let advice =
+                    "of gptq the formats gptq and gptq_v2 are read; convert the checkpoint";
                 return Err(keys.unsupported("checkpoint_format", &found, advice));
             }
         };
@@ -154,7 +155,8 @@ impl Scheme {
             Some("pack-quantized") | None => Ok(()),
             Some(other) => {
                 let found = format!("'{}'", shown(other));
-                let advice = "of compressed-tensors only pack-quantized is read: weights of 4 or 8 bits";
+                let advice =
+                    "of compressed-tensors only pack-quantized is read: weights of 4 or 8 bits";
                 Err(keys.unsupported("format", &found, advice))
             }
         };
@@ -173,19 +175,22 @@ impl Scheme {
         for key in ["kv_cache_scheme", "transform_config"] {
             refuse_object(keys, key)?;
         }
-        if let Some(sparsity) = keys.object("sparsity_config", "quantization_config.sparsity_config.")?
+        if let Some(sparsity) =
+            keys.object("sparsity_config", "quantization_config.sparsity_config.")?
             && let Some(kind) = sparsity.text("format")?
             && kind != "dense"
         {
             let found = format!("'{}'", shown(kind));
             return Err(sparsity.unsupported("format", &found, "only dense weights are read"));
         }
-        let Some(groups) = keys.object("config_groups", "quantization_config.config_groups.")? else {
+        let Some(groups) = keys.object("config_groups", "quantization_config.config_groups.")?
+        else {
             return Err(keys.missing("config_groups"));
         };
         let mut scheme = None;
         for name in groups.map.keys() {
-            let Some(group) = groups.object(name, "quantization_config.config_groups[…].")? else {
+            let Some(group) = groups.object(name, "quantization_config.config_groups[…].")?
+            else {
                 return Err(groups.missing(name));
             };
             format(&group)?;
@@ -223,7 +228,8 @@ impl Scheme {
             None => read_group(keys, false)?,
             Some(other) => {
                 let found = format!("'{}'", shown(other));
-                let advice = "weights have a scale for each row (channel) or group of channels (group)";
+                let advice =
+                    "weights have a scale for each row (channel) or group of channels (group)";
                 return Err(keys.unsupported("strategy", &found, advice));
             }
         };
@@ -240,7 +246,11 @@ impl Scheme {
             format: Format::Compressed,
             dtype: read_bits(keys, "num_bits")?,
             group,
-            zeros: if symmetric { Zeros::Middle } else { Zeros::Stored },
+            zeros: if symmetric {
+                Zeros::Middle
+            } else {
+                Zeros::Stored
+            },
             needs_order,
         })
     }
@@ -408,7 +418,11 @@ impl Packed {
 
     /// Rows of the file's tensor of codes that may be placed together: a multiple of this.
     pub fn row_step(&self) -> usize {
-        if self.scheme.format == Format::Awq { 8 } else { 1 }
+        if self.scheme.format == Format::Awq {
+            8
+        } else {
+            1
+        }
     }
 
     /// The order in which channels are stored so that those of a group lie side by side:
@@ -824,26 +838,42 @@ mod tests {
     #[test]
     fn a_scale_keeps_every_bit_of_f16_and_bf16_and_rounds_f32() {
         for bits in 0..=u16::MAX {
-            for scale in [half::f16::from_bits(bits).to_f32(), half::bf16::from_bits(bits).to_f32()] {
+            for scale in [
+                half::f16::from_bits(bits).to_f32(),
+                half::bf16::from_bits(bits).to_f32(),
+            ] {
                 if scale.is_finite() {
-                    assert_eq!(of_word(scale_word(scale, 200)), (scale, 200), "{scale} is kept");
+                    assert_eq!(
+                        of_word(scale_word(scale, 200)),
+                        (scale, 200),
+                        "{scale} is kept"
+                    );
                 }
             }
         }
         for scale in [0.1f32, -1.0 / 3.0, 1e-30, f32::MAX, f32::MIN] {
             let (kept, zero) = of_word(scale_word(scale, 15));
             let error = (f64::from(kept) / f64::from(scale) - 1.0).abs();
-            assert!(error < 2f64.powi(-15) && zero == 15, "{scale} became {kept}");
+            assert!(
+                error < 2f64.powi(-15) && zero == 15,
+                "{scale} became {kept}"
+            );
         }
         let (kept, _) = of_word(scale_word(0.1, 0));
-        assert!((f64::from(kept) / 0.1 - 1.0).abs() < 2f64.powi(-17), "to the nearest");
+        assert!(
+            (f64::from(kept) / 0.1 - 1.0).abs() < 2f64.powi(-17),
+            "to the nearest"
+        );
     }
 
     #[test]
     fn an_order_that_is_none_is_refused_at_its_element() {
         let p = packed(AWQ, 8, 128);
         let good: Vec<i32> = (0..128).map(|i| i % 2).collect();
-        let order = p.order(&good).expect("a good order").expect("channels move");
+        let order = p
+            .order(&good)
+            .expect("a good order")
+            .expect("channels move");
         assert_eq!(order[..3], [0, 2, 4], "the first group's channels");
         assert_eq!(order[64..66], [1, 3], "then the second's");
         assert_eq!(positions(&order)[3], 65, "and back");

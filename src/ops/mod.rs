@@ -8,6 +8,7 @@
 pub mod attend;
 pub mod embed;
 pub mod gate_up;
+pub mod gather;
 pub mod merge;
 pub mod place;
 pub mod project;
@@ -23,6 +24,7 @@ use crate::device::Op;
 pub static OPS: &[&Op] = &[
     &embed::OP,
     &rms_norm::OP,
+    &gather::OP,
     &project::OP,
     &place::OP,
     &attend::OP,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::config::Config;
 use super::json::shown;
-use super::quant::{Packed, Role};
+use super::quant::{Format, Packed, Role};
 use super::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -243,12 +243,12 @@ fn unpack(
             scheme,
             has_order: false,
         };
-        let codes = packed.name(Role::Codes);
-        let Some(entry) = checkpoint
-            .tensors()
-            .get(&codes)
-            .filter(|_| want.name != EMBED)
-        else {
+        let name = |role| packed.name(role);
+        let there = |role| checkpoint.tensors().get(&name(role));
+        // Any of them: then the others are missing.
+        let found = there(Role::Codes).or_else(|| there(Role::Scales));
+        let codes = name(Role::Codes);
+        let Some(entry) = found.filter(|_| want.name != EMBED) else {
             wants.push(want);
             continue;
         };
@@ -260,8 +260,9 @@ fn unpack(
             let what = format!("{codes} with {what}");
             return Err(Error::unsupported(checkpoint.path_of(entry), what, advice));
         }
-        packed.has_order =
-            scheme.needs_order || checkpoint.tensors().contains_key(&packed.name(Role::Order));
+        let order = packed.name(Role::Order);
+        packed.has_order = scheme.needs_order
+            || scheme.format != Format::Awq && checkpoint.tensors().contains_key(&order);
         for (role, shape) in packed.tensors() {
             wants.push(Want {
                 name: packed.name(role),

@@ -37,7 +37,7 @@ pub(super) struct Matrix {
     pub(super) weight: Tensor,
     /// Scale and zero point of every row and group, `[n, ceil(k / group)]`; one word beside floats.
     pub(super) scales: Tensor,
-    /// Channels under one scale, a multiple of 32; 0 beside floats.
+    /// Channels under one scale, a multiple of 32; 1 beside floats.
     pub(super) group: usize,
     /// The channel that each column is of, `[k]`, where they are stored in another order: what is
     /// multiplied with the matrix is gathered in it first.
@@ -269,7 +269,8 @@ pub(super) fn load(
     })
 }
 
-fn dtype_of(dtype: Dtype) -> Option<DType> {
+/// The storage type of a float type of files.
+pub(super) fn dtype_of(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
         Dtype::F16 => Some(DType::F16),
@@ -430,7 +431,7 @@ impl Loader<'_> {
         Ok(Matrix {
             weight,
             scales: self.no_scales.clone(),
-            group: 0,
+            group: 1,
             order: None,
         })
     }
@@ -631,7 +632,8 @@ fn repack(bytes: &[u8], from: DType, to: DType, cols: usize, wide: usize) -> Vec
     out
 }
 
-fn widened(number: &[u8], from: DType) -> f32 {
+/// A number of a file as f32.
+pub(super) fn widened(number: &[u8], from: DType) -> f32 {
     match (from, number) {
         (DType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
         (DType::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),

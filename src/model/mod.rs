@@ -2,7 +2,8 @@
 //!
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
 //! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
-//! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones. Any of these files may be damaged or hostile: the
+//! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
+//! `quantize` makes such a folder. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
 pub mod config;
@@ -13,6 +14,7 @@ pub mod header;
 mod json;
 mod load;
 pub mod quant;
+pub mod quantize;
 pub mod tensors;
 pub mod weights;
 

@@ -24,10 +24,10 @@ use crate::{Error, Result};
 const MAX_SHARDS: usize = 512;
 
 /// Name of the file that holds all weights, if there is one.
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 
 /// Name of the file that says which weights are where, if there are several.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// One weight file.
 #[derive(Debug)]
@@ -197,6 +197,11 @@ impl Checkpoint {
     /// The weight files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.shards.iter().map(|s| s.path.as_path())
+    }
+
+    /// The folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// SHA-256 over the length and the header of each file.

@@ -1,15 +1,15 @@
 //! The forward pass of a dense decoder, recorded once for every family.
 //!
 //! What differs between families is data: which biases and norms exist, how wide a head is, how angles
-//! are scaled. A pass is: embed; for each layer norm, project to q, k and v, place k and v in the cache,
-//! attend, merge, project out, norm, gate and up, project down; then norm and head for the rows whose
-//! logits are wanted. Recording computes nothing.
+//! are scaled. A pass is: embed; for each layer six dispatches: q, k and v to the cache (two where their
+//! heads are normalised), attend, merge, project out, gate and up, project down; then norm and head for
+//! the rows whose logits are wanted. Recording computes nothing.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Source, Weights, load, padded};
+use super::load::{Layer, Matrix, Source, Weights, load, padded};
 use super::{Config, ModelFiles};
 use crate::Result;
 use crate::cache::plan::Plan;
@@ -18,10 +18,13 @@ use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::attend::{Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
+use crate::ops::gather::gather;
+use crate::ops::linear::{By, Linear, Norm};
 use crate::ops::merge::merge;
 use crate::ops::place::{Arena, HeadNorms, place};
-use crate::ops::project::{Into, Linear, project};
-use crate::ops::rms_norm::{Norm, rms_norm};
+use crate::ops::project::{Into, project};
+use crate::ops::qkv::qkv;
+use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
 
 /// A loaded model.
@@ -48,11 +51,35 @@ pub struct Scratch {
 #[derive(Clone, Debug)]
 struct Rows {
     x: Tensor,
-    normed: Tensor,
     qkv: Tensor,
     q: Tensor,
     attention: Tensor,
     hidden: Tensor,
+    /// For the channels of x, attention or hidden in a matrix's own order, by width; where one has any.
+    ordered: Vec<Tensor>,
+}
+
+impl Rows {
+    /// What goes into a matrix: its channels in the matrix's own order, if that has one.
+    fn ordered<'a>(
+        &'a self,
+        r: &mut Recording,
+        from: &'a Tensor,
+        matrix: &Matrix,
+        n: usize,
+    ) -> &'a Tensor {
+        let Some(order) = &matrix.order else {
+            return from;
+        };
+        let fits = |t: &&Tensor| t.cols() == from.cols();
+        let to = self
+            .ordered
+            .iter()
+            .find(fits)
+            .expect("made for every width");
+        gather(r, from, order, to, n);
+        to
+    }
 }
 
 impl Model {
@@ -130,7 +157,8 @@ impl Model {
         }
     }
 
-    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`].
+    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`]. By tiles goes the prefill
+    /// of a block that no other row sees, everything else by columns.
     ///
     /// # Errors
     /// If the device cannot hold the scratch of a pass this large.
@@ -144,6 +172,7 @@ impl Model {
     pub fn forward(
         &self,
         plan: &Plan,
+        by: By,
         cache: &KvCache,
         scratch: &mut Scratch,
     ) -> Result<Recording> {
@@ -196,31 +225,48 @@ impl Model {
         for (i, layer) in w.layers.iter().enumerate() {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
-            rms_norm(
-                &mut r,
-                &rows.x,
-                norm(&layer.attention_norm),
-                &rows.normed,
-                n,
-            );
-            project(
-                &mut r,
-                &rows.normed,
-                layer.qkv(),
-                &rows.qkv,
-                n,
-                Into::Replace,
-            );
-            place(
-                &mut r,
-                &rows.qkv,
-                self.norms(layer),
-                &self.angles,
-                targets,
-                &rows.q,
-                arena,
-                n,
-            );
+            let before = norm(&layer.attention_norm);
+            let [to_qkv, to_out, to_hidden, to_x] = [
+                layer.qkv.linear(&layer.qkv_bias),
+                layer.out.linear(&layer.out_bias),
+                layer.gate_up.linear(&layer.gate_up_bias),
+                layer.down.linear(&layer.down_bias),
+            ];
+            let x = rows.ordered(&mut r, &rows.x, &layer.qkv, n);
+            if w.qk_norm {
+                let norms = self.norms(layer);
+                project(
+                    &mut r,
+                    x,
+                    Some(before),
+                    to_qkv,
+                    &rows.qkv,
+                    (n, by),
+                    Into::Replace,
+                );
+                place(
+                    &mut r,
+                    &rows.qkv,
+                    norms,
+                    &self.angles,
+                    targets,
+                    &rows.q,
+                    arena,
+                    n,
+                );
+            } else {
+                qkv(
+                    &mut r,
+                    x,
+                    before,
+                    to_qkv,
+                    &self.angles,
+                    targets,
+                    &rows.q,
+                    arena,
+                    (n, by),
+                );
+            }
             attend(
                 &mut r,
                 work,
@@ -237,23 +283,13 @@ impl Model {
                 &rows.attention,
                 n,
             );
-            project(&mut r, &rows.attention, layer.out(), &rows.x, n, Into::Add);
-            rms_norm(
-                &mut r,
-                &rows.x,
-                norm(&layer.feed_forward_norm),
-                &rows.normed,
-                n,
-            );
-            gate_up(
-                &mut r,
-                &rows.normed,
-                &layer.gate_up.weight,
-                &layer.gate_up_bias,
-                &rows.hidden,
-                n,
-            );
-            project(&mut r, &rows.hidden, layer.down(), &rows.x, n, Into::Add);
+            let attention = rows.ordered(&mut r, &rows.attention, &layer.out, n);
+            project(&mut r, attention, None, to_out, &rows.x, (n, by), Into::Add);
+            let before = norm(&layer.feed_forward_norm);
+            let x = rows.ordered(&mut r, &rows.x, &layer.gate_up, n);
+            gate_up(&mut r, x, before, to_hidden, &rows.hidden, (n, by));
+            let hidden = rows.ordered(&mut r, &rows.hidden, &layer.down, n);
+            project(&mut r, hidden, None, to_x, &rows.x, (n, by), Into::Add);
         }
         let n_wanted = plan.wanted.len();
         if n_wanted > 0 {
@@ -263,10 +299,13 @@ impl Model {
             for (first, weight) in &w.head.0 {
                 let piece = Linear {
                     weight,
+                    scales: &w.no_scales,
+                    group: 1,
                     bias: &w.head_bias,
                     first: *first,
                 };
-                project(&mut r, &normed, piece, &logits, n_wanted, Into::Replace);
+                let rows = (n_wanted, By::Columns);
+                project(&mut r, &normed, None, piece, &logits, rows, Into::Replace);
             }
         }
         Ok(r)
@@ -276,7 +315,6 @@ impl Model {
         HeadNorms {
             q: &layer.q_norm,
             k: &layer.k_norm,
-            apply: self.weights.qk_norm,
             eps: self.config.rms_norm_eps,
         }
     }
@@ -312,9 +350,17 @@ impl Model {
         scratch.rows = None;
         let (c, n) = (&self.config, n.next_power_of_two());
         let wide = |cols: usize| self.device.tensor(&[n, cols], DType::F32);
+        let mut widths = vec![
+            padded(c.hidden_size),
+            c.q_size(),
+            padded(c.intermediate_size),
+        ];
+        widths.sort_unstable();
+        widths.dedup();
+        widths.retain(|_| self.weights.has_order());
         let rows = Rows {
+            ordered: widths.into_iter().map(wide).collect::<Result<_>>()?,
             x: wide(padded(c.hidden_size))?,
-            normed: wide(padded(c.hidden_size))?,
             qkv: wide(c.q_size() + 2 * c.kv_size())?,
             q: self
                 .device
@@ -363,32 +409,6 @@ impl Model {
         )?;
         let selected = scratch.selected.clone().expect("set above");
         Ok((logits, selected))
-    }
-}
-
-impl Layer {
-    fn qkv(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.qkv.weight,
-            bias: &self.qkv_bias,
-            first: 0,
-        }
-    }
-
-    fn out(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.out.weight,
-            bias: &self.out_bias,
-            first: 0,
-        }
-    }
-
-    fn down(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.down.weight,
-            bias: &self.down_bias,
-            first: 0,
-        }
     }
 }
 

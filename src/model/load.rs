@@ -15,6 +15,7 @@ use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
 use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
+use crate::ops::linear::Linear;
 use crate::ops::u32_of;
 use crate::{Error, Result};
 
@@ -44,6 +45,19 @@ pub(super) struct Matrix {
     pub(super) order: Option<Tensor>,
 }
 
+impl Matrix {
+    /// The whole matrix, with a bias.
+    pub(super) fn linear<'a>(&'a self, bias: &'a Tensor) -> Linear<'a> {
+        Linear {
+            weight: &self.weight,
+            scales: &self.scales,
+            group: self.group,
+            bias,
+            first: 0,
+        }
+    }
+}
+
 /// The tensors of one layer. A norm's weights are in the order of the matrix that follows it.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -69,8 +83,18 @@ pub(super) struct Weights {
     pub(super) norm: Tensor,
     pub(super) head: Pieces,
     pub(super) head_bias: Tensor,
+    /// One word, which stands in for the scales of float matrices.
+    pub(super) no_scales: Tensor,
     /// Whether queries and keys are normalised.
     pub(super) qk_norm: bool,
+}
+
+impl Weights {
+    /// Whether a matrix stores its channels in an order of its own.
+    pub(super) fn has_order(&self) -> bool {
+        let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
+        self.layers.iter().flat_map(of).any(|has| has)
+    }
 }
 
 /// A part of a fused matrix: rows of a tensor in the file, padded to a number of rows.
@@ -265,6 +289,7 @@ pub(super) fn load(
         norm,
         head,
         head_bias,
+        no_scales: loader.no_scales,
         qk_norm,
     })
 }

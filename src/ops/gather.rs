@@ -26,9 +26,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/gather.wgsl",
                 source: include_str!("../../shaders/gather.wgsl"),
-                consts: |_| Vec::new(),
+                consts: |_, _| Vec::new(),
                 elements: &[],
-                groups: |d| {
+                groups: |d, _| {
                     let p: Params = d.params.get();
                     [p.count.div_ceil(64), p.n_rows, 1]
                 },

@@ -81,10 +81,35 @@ fn model() -> TinyModel {
     }
 }
 
-#[test]
-fn every_format_computes_what_its_weights_mean() {
-    use Style::{Awq, Compressed, GptqV2};
-    let (base, eight) = (Packing::default(), 8);
+/// A packing in few words: group 0 is a whole row.
+fn packing(style: Style, bits: usize, group: usize, order: Order) -> Packing {
+    Packing {
+        style,
+        bits,
+        group: Some(group).filter(|&group| group > 0),
+        order,
+        ..Packing::default()
+    }
+}
+
+fn symmetric(packing: Packing) -> Packing {
+    Packing {
+        symmetric: true,
+        ..packing
+    }
+}
+
+/// Widths of heads, residual and feed-forward that differ, with and without biases, norms and ties.
+fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
+    use Order::{Apart, Plain, Shared};
+    use Style::{Awq, Compressed, Gptq, GptqV2};
+    let sized = |hidden, heads, ff| TinyModel {
+        hidden,
+        heads,
+        ff,
+        ..model()
+    };
+    let (qwen2, odd, wide) = (model(), sized(64, 4, 172), sized(320, 8, 408));
     let llama = TinyModel {
         bias: false,
         dtype: Dtype::BF16,
@@ -92,200 +117,61 @@ fn every_format_computes_what_its_weights_mean() {
     };
     let qwen3 = TinyModel {
         qk_norm: true,
-        bias: false,
         tied: true,
-        ..model()
+        ..llama.clone()
     };
-    let odd = TinyModel {
-        ff: 172,
-        hidden: 64,
-        ..model()
+    let [q, l, n, o, w] = [&qwen2, &llama, &qwen3, &odd, &wide];
+    let some_float = Packing {
+        float: &["q_proj.weight", "down_proj.weight"],
+        ..packing(Awq, 4, 32, Plain)
     };
-    let wide = TinyModel {
-        hidden: 320,
-        ff: 408,
-        heads: 8,
-        ..model()
-    };
-    let cases = [
-        (
-            "awq in groups of 32",
-            model(),
-            Packing { style: Awq, ..base },
-        ),
-        (
-            "awq in groups of 64",
-            llama.clone(),
-            Packing {
-                style: Awq,
-                group: Some(64),
-                ..base
-            },
-        ),
-        (
-            "awq in groups of 128",
-            wide.clone(),
-            Packing {
-                style: Awq,
-                group: Some(128),
-                ..base
-            },
-        ),
-        (
-            "awq in whole rows",
-            qwen3.clone(),
-            Packing {
-                style: Awq,
-                group: None,
-                ..base
-            },
-        ),
-        ("gptq", model(), base),
-        (
-            "gptq, symmetric",
-            llama.clone(),
-            Packing {
-                symmetric: true,
-                group: Some(64),
-                ..base
-            },
-        ),
-        (
-            "gptq v2",
-            wide.clone(),
-            Packing {
-                style: GptqV2,
-                group: Some(128),
-                ..base
-            },
-        ),
-        (
-            "gptq in whole rows",
-            model(),
-            Packing {
-                group: None,
-                ..base
-            },
-        ),
-        (
-            "gptq in 8 bits",
-            model(),
-            Packing {
-                bits: eight,
-                ..base
-            },
-        ),
-        (
-            "gptq v2 in 8 bits",
-            qwen3.clone(),
-            Packing {
-                style: GptqV2,
-                bits: eight,
-                group: Some(64),
-                ..base
-            },
-        ),
-        (
-            "gptq in an order",
-            model(),
-            Packing {
-                order: Order::Shared,
-                ..base
-            },
-        ),
-        (
-            "gptq in an order, wide",
-            wide.clone(),
-            Packing {
-                order: Order::Shared,
-                group: Some(64),
-                ..base
-            },
-        ),
-        (
-            "gptq in an order, with norms of heads",
-            qwen3.clone(),
-            Packing {
-                order: Order::Shared,
-                ..base
-            },
-        ),
-        (
-            "gptq in orders apart",
-            model(),
-            Packing {
-                order: Order::Apart,
-                ..base
-            },
-        ),
-        (
-            "gptq in an order and 8 bits",
-            llama.clone(),
-            Packing {
-                order: Order::Shared,
-                bits: eight,
-                ..base
-            },
-        ),
-        (
-            "compressed",
-            odd.clone(),
-            Packing {
-                style: Compressed,
-                ..base
-            },
-        ),
+    let rows = [
+        ("awq in groups of 32", q, packing(Awq, 4, 32, Plain)),
+        ("awq in groups of 64", l, packing(Awq, 4, 64, Plain)),
+        ("awq in groups of 128", w, packing(Awq, 4, 128, Plain)),
+        ("awq in whole rows", n, packing(Awq, 4, 0, Plain)),
+        ("awq with floats in between", q, some_float),
+        ("gptq", q, packing(Gptq, 4, 32, Plain)),
+        ("gptq, symmetric", l, symmetric(packing(Gptq, 4, 64, Plain))),
+        ("gptq in whole rows", q, packing(Gptq, 4, 0, Plain)),
+        ("gptq in 8 bits", q, packing(Gptq, 8, 32, Plain)),
+        ("gptq in an order", q, packing(Gptq, 4, 32, Shared)),
+        ("gptq in an order, wide", w, packing(Gptq, 4, 64, Shared)),
+        ("gptq in an order, norms", n, packing(Gptq, 4, 32, Shared)),
+        ("gptq in an order, 8 bits", l, packing(Gptq, 8, 32, Shared)),
+        ("gptq in orders apart", q, packing(Gptq, 4, 32, Apart)),
+        ("gptq v2", w, packing(GptqV2, 4, 128, Plain)),
+        ("gptq v2 in 8 bits", n, packing(GptqV2, 8, 64, Plain)),
+        ("compressed", o, packing(Compressed, 4, 32, Plain)),
         (
             "compressed, symmetric",
-            odd.clone(),
-            Packing {
-                style: Compressed,
-                symmetric: true,
-                ..base
-            },
+            o,
+            symmetric(packing(Compressed, 4, 32, Plain)),
+        ),
+        (
+            "compressed in rows of 8 bits",
+            o,
+            symmetric(packing(Compressed, 8, 0, Plain)),
         ),
         (
             "compressed in 8 bits",
-            odd.clone(),
-            Packing {
-                style: Compressed,
-                bits: eight,
-                group: None,
-                symmetric: true,
-                ..base
-            },
-        ),
-        (
-            "compressed in 8 bits with zero points",
-            wide,
-            Packing {
-                style: Compressed,
-                bits: eight,
-                group: Some(128),
-                ..base
-            },
+            w,
+            packing(Compressed, 8, 128, Plain),
         ),
         (
             "compressed in an order",
-            odd,
-            Packing {
-                style: Compressed,
-                order: Order::Shared,
-                ..base
-            },
-        ),
-        (
-            "awq with a float among the queries",
-            model(),
-            Packing {
-                style: Awq,
-                float: &["q_proj.weight", "down_proj.weight"],
-                ..base
-            },
+            o,
+            packing(Compressed, 4, 32, Shared),
         ),
     ];
+    rows.map(|(name, model, packing)| (name, model.clone(), packing))
+        .into()
+}
+
+#[test]
+fn every_format_computes_what_its_weights_mean() {
     let devices: Vec<_> = adapter::devices().into_iter().map(Arc::new).collect();
-    for (name, model, packing) in cases {
+    for (name, model, packing) in cases() {
         let dir = tempfile::tempdir().unwrap();
         let [float, packed, twin] = ["float", "packed", "twin"].map(|n| dir.path().join(n));
         model.write(&float, name);
@@ -507,7 +393,7 @@ fn all_zeros_and_extreme_weights_are_quantised() {
     // The smallest and the largest number of f16; all of one sign.
     let fill = |row: &mut [u8], bits: u16| {
         row.chunks_mut(2)
-            .for_each(|b| b.copy_from_slice(&bits.to_le_bytes()))
+            .for_each(|b| b.copy_from_slice(&bits.to_le_bytes()));
     };
     fill(&mut bytes[row..2 * row], 0x0001);
     fill(&mut bytes[2 * row..3 * row], 0xfbff);

@@ -461,7 +461,7 @@ fn best_range(group: &[f32], most: f32, stored: DType) -> (f32, f32) {
     // Zero is always a code, so that the zero point is one.
     let low = group.iter().copied().fold(0.0, f32::min);
     let high = group.iter().copied().fold(0.0, f32::max);
-    if low == high {
+    if low >= high {
         return (1.0, 0.0);
     }
     let mut best = (f64::INFINITY, (1.0, 0.0));

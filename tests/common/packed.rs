@@ -254,7 +254,7 @@ impl Coded {
                 for row in 0..n {
                     (0..k).for_each(|c| codes.put(c, row / 8, bit(row), self.codes[row * k + c]));
                     (0..groups).for_each(|g| {
-                        zeros.put(g, row / 8, bit(row), self.zeros[row * groups + g])
+                        zeros.put(g, row / 8, bit(row), self.zeros[row * groups + g]);
                     });
                 }
                 add("qweight", codes.tensor());
@@ -266,7 +266,7 @@ impl Coded {
                 let (mut codes, mut zeros) = (Words::new(k / per, n), Words::new(groups, n / per));
                 for row in 0..n {
                     (0..k).for_each(|c| {
-                        codes.put(c / per, row, c % per * bits, self.codes[row * k + c])
+                        codes.put(c / per, row, c % per * bits, self.codes[row * k + c]);
                     });
                     for g in 0..groups {
                         let zero =
@@ -284,7 +284,7 @@ impl Coded {
                 let mut zeros = Words::new(n.div_ceil(per), groups);
                 for row in 0..n {
                     (0..k).for_each(|c| {
-                        codes.put(row, c / per, c % per * bits, self.codes[row * k + c])
+                        codes.put(row, c / per, c % per * bits, self.codes[row * k + c]);
                     });
                     for g in 0..groups {
                         zeros.put(row / per, g, row % per * bits, self.zeros[row * groups + g]);

@@ -7,6 +7,8 @@
 
 pub mod attend;
 pub mod embed;
+pub mod expert_down;
+pub mod expert_up;
 pub mod gate_up;
 pub mod gather;
 pub mod linear;
@@ -15,6 +17,7 @@ pub mod place;
 pub mod project;
 pub mod qkv;
 pub mod rms_norm;
+pub mod route;
 pub mod select_rows;
 
 mod case;
@@ -33,6 +36,9 @@ pub static OPS: &[&Op] = &[
     &attend::OP,
     &merge::OP,
     &gate_up::OP,
+    &route::OP,
+    &expert_up::OP,
+    &expert_down::OP,
     &select_rows::OP,
 ];
 

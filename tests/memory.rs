@@ -14,7 +14,6 @@
 mod adapter;
 mod common;
 #[path = "../examples/collaboration/scenes.rs"]
-#[allow(dead_code, reason = "only the stage is used")]
 mod scenes;
 
 use std::fs::{self, File};

@@ -96,7 +96,12 @@ impl Gpu {
             remember(&seen, e.to_string());
         }));
         device.set_device_lost_callback(move |_, message| {
-            remember(&lost, format!("was lost: {message}"));
+            let why = if message.is_empty() {
+                "the driver does not say why"
+            } else {
+                &message
+            };
+            remember(&lost, format!("was lost: {why}"));
         });
         let align = limits.min_uniform_buffer_offset_alignment.max(64);
         let max = limits

@@ -77,7 +77,7 @@ pub fn check(files: &ModelFiles, context: usize, kv: DType, have: u64, device: &
             format!("--kv-dtype {kind} ")
         };
         if most == context {
-            advice.push(format!("{}would fit", flag));
+            advice.push(format!("{flag}would fit"));
         } else if most >= LEAST_CONTEXT {
             advice.push(format!("{flag}--context {most} would fit"));
         }

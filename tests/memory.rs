@@ -28,6 +28,7 @@ use hogwild::cache::layout::Layout;
 use hogwild::demo::Problem;
 use hogwild::device::{DType, Device};
 use hogwild::model::memory::{self, Need};
+use hogwild::model::quantize::{Options, quantize};
 use hogwild::model::{Model, ModelFiles};
 use hogwild::protocol::NAMES;
 use hogwild::session::{Event, Log, ModelName, RulesName, read_log};
@@ -197,7 +198,7 @@ fn the_command_refuses_before_it_loads() {
 
 /// A checkpoint of zeros, which takes no room on disk: `F16` floats or the tensors of AWQ.
 fn zeros(dir: &Path, awq: bool) {
-    let (hidden, ff, layers, vocab, heads) = (1024usize, 4096usize, 8usize, 8192usize, 16usize);
+    let (hidden, ff, layers, vocab, heads) = (1024usize, 4096usize, 5usize, 8192usize, 16usize);
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
         "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": heads,
@@ -267,7 +268,10 @@ fn peak() -> Option<u64> {
 /// Set in the process that only loads: the folder.
 const LOADER: &str = "HOGWILD_TEST_LOADER";
 
-/// Loads a folder in a process of its own, and prints what it took.
+/// Set beside it if that process quantises: the folder to make.
+const QUANTISED: &str = "HOGWILD_TEST_QUANTISED";
+
+/// Loads or quantises a folder in a process of its own, and prints what it took.
 #[test]
 fn loader() {
     let Some(dir) = std::env::var_os(LOADER) else {
@@ -276,29 +280,60 @@ fn loader() {
     let device = Arc::new(Device::cpu());
     let files = ModelFiles::open(dir).unwrap();
     let before = peak().unwrap();
+    if let Some(to) = std::env::var_os(QUANTISED) {
+        quantize(&files, to.as_ref(), Options::default(), &mut |_| {}).unwrap();
+        println!("TOOK {} 0", peak().unwrap() - before);
+        return;
+    }
     let model = Model::load(device, &files, 64, &mut |_| {}).unwrap();
     println!("TOOK {} {}", peak().unwrap() - before, model.weight_bytes());
 }
 
-#[test]
-fn loading_takes_little_more_than_the_weights() {
+/// What [`loader`] took at most, and what of it are weights; none where the system does not say.
+fn took(dir: &Path, quantised: Option<&Path>) -> Option<(u64, u64)> {
     if peak().is_none() {
         println!("skipped: the system does not say how much memory a process had");
-        return;
+        return None;
     }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "loader", "--nocapture"]);
+    command.env(LOADER, dir);
+    if let Some(to) = quantised {
+        command.env(QUANTISED, to);
+    }
+    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let line = said.lines().find_map(|line| line.split_once("TOOK "));
+    let (_, numbers) = line.unwrap_or_else(|| panic!("said: {said}"));
+    let (took, stored) = numbers.split_once(' ').unwrap();
+    Some((took.parse().unwrap(), stored.parse().unwrap()))
+}
+
+#[test]
+fn quantising_holds_a_band_of_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let [from, to] = ["from", "to"].map(|n| dir.path().join(n));
+    fs::create_dir(&from).unwrap();
+    zeros(&from, false);
+    let Some((took, _)) = took(&from, Some(&to)) else {
+        return;
+    };
+    let bytes = ModelFiles::open(&from).unwrap().weight_bytes();
+    println!("{took} bytes to quantise {bytes}");
+    assert!(
+        took <= 96 << 20 && bytes > 2 * took,
+        "{took} bytes of {bytes}"
+    );
+    hogwild::model::check(&to).unwrap();
+}
+
+#[test]
+fn loading_takes_little_more_than_the_weights() {
     for awq in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         zeros(dir.path(), awq);
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "loader", "--nocapture"])
-            .env(LOADER, dir.path())
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        let line = said.lines().find_map(|line| line.split_once("TOOK "));
-        let (_, numbers) = line.unwrap_or_else(|| panic!("said: {said}"));
-        let numbers: Vec<u64> = numbers.split(' ').map(|n| n.parse().unwrap()).collect();
-        let (took, stored) = (numbers[0], numbers[1]);
+        let Some((took, stored)) = took(dir.path(), None) else {
+            return;
+        };
         let files = ModelFiles::open(dir.path()).unwrap();
         let tensors = files.checkpoint.tensors().values();
         let largest = tensors.map(|t| t.len).max().unwrap();

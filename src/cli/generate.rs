@@ -418,7 +418,7 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args.load.load(device.clone(), files, context)?;
+    let model = args.load.load(device.clone(), files, &settings)?;
     let engine = settings.engine(model, args.load.check)?;
     Session::new(engine, protocol, settings)
 }
@@ -539,7 +539,7 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args.load.load(device, files, context)?;
+    let model = args.load.load(device, files, &settings)?;
     let engine = settings.engine(model, args.load.check)?;
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::{Choice, Device, choose};
-use crate::model::{Model, ModelFiles};
+use crate::model::{Model, ModelFiles, memory};
+use crate::session::Settings;
 use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
@@ -84,13 +85,23 @@ impl LoadArgs {
         Ok(Arc::new(Device::of(&choice)?))
     }
 
-    /// Loads the weights, with a bar on a terminal.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
     pub(super) fn load(
         &self,
         device: Arc<Device>,
         files: &ModelFiles,
-        n_positions: usize,
+        settings: &Settings,
     ) -> Result<Arc<Model>> {
+        let n_positions = settings.context;
+        if let Some(have) = device.memory() {
+            memory::check(
+                files,
+                n_positions,
+                settings.kv_type()?,
+                have,
+                &device.name(),
+            )?;
+        }
         let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));

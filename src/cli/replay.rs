@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             header.device
         ));
     }
-    let model = args.load.load(device, &files, header.settings.context)?;
+    let model = args.load.load(device, &files, &header.settings)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
     });

@@ -135,6 +135,11 @@ impl Model {
         &self.device
     }
 
+    /// Bytes of its weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Positions that its table of angles covers.
     pub fn n_positions(&self) -> usize {
         self.angles.shape()[0]

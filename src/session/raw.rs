@@ -90,7 +90,8 @@ impl Raw {
         }
         let first = self.engine.cache.pages.len(self.block);
         let tokens = std::mem::take(&mut self.pending);
-        let logits = self.engine.prefill(self.block, &tokens, Logits::Last)?;
+        let logits = self.engine.prefill(self.block, &tokens, Logits::Last);
+        let logits = logits.map_err(|error| error.in_pass(self.pass))?;
         let last = logits.last().expect("the last token's logits were wanted");
         let pass = self.pass;
         let row = Row {

@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             header.device
         ));
     }
+    header.settings.kv_type().map_err(in_log)?;
     let model = args.load.load(device, &files, &header.settings)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())

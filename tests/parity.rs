@@ -128,6 +128,7 @@ fn with_params(case: &Case, words: &[u32]) -> Case {
         [a, b] => ParamBytes::new(&[a, b]),
         [a, b, c] => ParamBytes::new(&[a, b, c]),
         [a, b, c, d] => ParamBytes::new(&[a, b, c, d]),
+        [a, b, c, d, e] => ParamBytes::new(&[a, b, c, d, e]),
         [a, b, c, d, e, f] => ParamBytes::new(&[a, b, c, d, e, f]),
         [a, b, c, d, e, f, g] => ParamBytes::new(&[a, b, c, d, e, f, g]),
         _ => panic!("an op with {} params", words.len()),
@@ -152,6 +153,9 @@ fn outputs(op: &Op, kernel: &Kernel, case: &Case) -> Vec<Vec<u32>> {
             match &arg.data {
                 Data::Words(words) => words.clone(),
                 Data::Floats(values) => pack(values.iter().copied(), arg.dtype),
+                Data::Output if matches!(arg.dtype, DType::U32 | DType::U4 | DType::U8) => {
+                    vec![0; arg.dtype.bytes(len).unwrap().div_ceil(4)]
+                }
                 Data::Output => pack(std::iter::repeat_n(0.0, len), arg.dtype),
             }
         })

@@ -20,7 +20,7 @@ use std::time::Instant;
 use hogwild::cache::layout::{Layout, Shared};
 use hogwild::cache::plan::{Batch, Logits, Turn, plan};
 use hogwild::device::{DType, Device, Recording};
-use hogwild::model::{Config, Engine, Model, Scratch};
+use hogwild::model::{Config, Engine, Model, RandomWeights, Scratch};
 
 use adapter::adapter;
 
@@ -90,6 +90,14 @@ fn attention_config() -> Config {
         "head_dim": 128, "vocab_size": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
         "max_position_embeddings": 40960, "tie_word_embeddings": true, "hidden_act": "silu"}"#,
     )
+}
+
+fn model(device: Device, config: &Config, dtype: DType) -> Arc<Model> {
+    let weights = RandomWeights {
+        dtype,
+        shared: false,
+    };
+    Arc::new(Model::random(Arc::new(device), config, weights, 8192).unwrap())
 }
 
 /// A recorded pass over a history of closed blocks of the given lengths.
@@ -164,8 +172,7 @@ impl Pass {
 fn a_history_of_500_short_steps_costs_what_one_block_costs() {
     let Some(device) = adapter() else { return };
     let _alone = alone();
-    let model = Model::random(Arc::new(device), &attention_config(), DType::F32, 8192).unwrap();
-    let model = Arc::new(model);
+    let model = model(device, &attention_config(), DType::F32);
     // Between 1 and 15 tokens, in no order.
     let steps: Vec<usize> = (0..500).map(|i| 1 + i * 7 % 15).collect();
     let total: usize = steps.iter().sum();
@@ -199,8 +206,7 @@ fn dense_config() -> Config {
 fn four_workers_cost_at_most_three_times_one() {
     let Some(device) = adapter() else { return };
     let _alone = alone();
-    let model = Model::random(Arc::new(device), &dense_config(), DType::F16, 2048).unwrap();
-    let model = Arc::new(model);
+    let model = model(device, &dense_config(), DType::F16);
     let [one, four] = [1, 4].map(|workers| Pass::new(&model, &[256], workers));
     let what = "a pass of 4 workers over one of 1";
     let ratio = ratio(what, 3.0, 9, [&mut || one.play(), &mut || four.play()]);

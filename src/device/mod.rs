@@ -9,6 +9,7 @@ mod compose;
 mod cpu;
 mod gpu;
 pub mod judge;
+mod measure;
 mod op;
 mod pipeline;
 mod recording;
@@ -18,6 +19,7 @@ pub use adapters::{AdapterReport, Choice, adapters, choose};
 pub use compose::{Composed, PARTS, Variant, compose};
 pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;
+pub use measure::{Memory, Samples};
 pub use op::{
     Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, ParamBytes, Run, Tolerance, View, Wgsl,
     always,

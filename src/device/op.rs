@@ -349,20 +349,36 @@ impl<'a> View<'a> {
         self.words()
     }
 
+    /// The elements as u32, to write.
+    pub fn u32s_mut(&mut self) -> &mut [u32] {
+        self.assert_dtype(DType::U32);
+        self.words_mut()
+    }
+
     /// The elements as i32.
     pub fn i32s(&self) -> &[i32] {
         self.assert_dtype(DType::U32);
         bytemuck::cast_slice(self.words())
     }
 
-    /// The words of an argument of codes, packed as [`DType::code_at`] says.
-    pub fn codes(&self) -> &[u32] {
+    fn assert_codes(&self) {
         assert!(
             matches!(self.dtype, DType::U4 | DType::U8),
             "an argument of {} holds no codes",
             self.dtype
         );
+    }
+
+    /// The words of an argument of codes, packed as [`DType::code_at`] says.
+    pub fn codes(&self) -> &[u32] {
+        self.assert_codes();
         self.words()
+    }
+
+    /// The words of an argument of codes, to write.
+    pub fn codes_mut(&mut self) -> &mut [u32] {
+        self.assert_codes();
+        self.words_mut()
     }
 
     /// One element of any type; of codes, the code.

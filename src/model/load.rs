@@ -10,9 +10,7 @@ use safetensors::Dtype;
 
 use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
-use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
-use crate::ops::u32_of;
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the host at a time.
@@ -28,7 +26,7 @@ pub(super) fn padded(n: usize) -> usize {
 pub(super) struct Pieces(pub(super) Vec<(usize, Tensor)>);
 
 /// The tensors of one layer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub(super) attention_norm: Tensor,
     pub(super) qkv: Tensor,
@@ -63,105 +61,22 @@ struct Part {
     padded: usize,
 }
 
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Source<'a> {
-    /// A model directory.
-    Files(&'a ModelFiles),
-    /// Pseudo-random numbers of a storage type, for benches: a shape is measured without a checkpoint.
-    Random(&'a Config, DType),
-}
-
-impl<'a> Source<'a> {
-    pub(super) fn config(self) -> &'a Config {
-        match self {
-            Self::Files(files) => &files.config,
-            Self::Random(config, _) => config,
-        }
-    }
-
-    /// Whether the model has the tensors of a group; a random one has those of Qwen3.
-    fn has(self, group: Group) -> bool {
-        match self {
-            Self::Files(files) => files.tensors.has(group),
-            Self::Random(config, _) => match group {
-                Group::Always | Group::QkNorm => true,
-                Group::Head => config.tie_word_embeddings != Some(true),
-                _ => false,
-            },
-        }
-    }
-
-    fn dtype(self, name: &str) -> Result<DType> {
-        let files = match self {
-            Self::Files(files) => files,
-            Self::Random(_, dtype) => return Ok(dtype),
-        };
-        let entry = &files.checkpoint.tensors()[name];
-        dtype_of(entry.dtype).ok_or_else(|| {
-            let path = files
-                .checkpoint
-                .files()
-                .nth(entry.file)
-                .unwrap_or(Path::new(""));
-            let what = format!("tensor {name} in {:?}", entry.dtype);
-            Error::unsupported(
-                path,
-                what,
-                "weights are F32, F16 or BF16; convert the checkpoint",
-            )
-        })
-    }
-
-    /// Rows of a tensor as they are in the file.
-    fn rows(
-        self,
-        name: &str,
-        first: usize,
-        n: usize,
-        cols: usize,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        let dtype = match self {
-            Self::Files(files) => return files.checkpoint.read_rows(name, first, n, bytes),
-            Self::Random(_, dtype) => dtype,
-        };
-        // Norms around one, everything else small enough for activations to stay of order one.
-        let is_norm = name.ends_with("norm.weight");
-        let scale = if is_norm {
-            0.1
-        } else {
-            (3.0 / cols as f32).sqrt()
-        };
-        let mut state = u32_of(first % (1 << 24)).wrapping_mul(0x9e37_79b9) ^ u32_of(name.len());
-        let values = (0..n * cols).map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let unit = (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0;
-            unit * scale + f32::from(u8::from(is_norm))
-        });
-        bytes.clear();
-        let words = pack(values, dtype);
-        bytes.extend_from_slice(&bytemuck::cast_slice(&words)[..n * cols * dtype.size()]);
-        Ok(())
-    }
-}
-
 struct Loader<'a> {
     device: &'a Device,
-    source: Source<'a>,
+    files: &'a ModelFiles,
     progress: &'a mut dyn FnMut(u64),
 }
 
 /// Loads all weights; `progress` is told the bytes read by each step.
 pub(super) fn load(
     device: &Device,
-    source: Source<'_>,
+    files: &ModelFiles,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Weights> {
-    let config = source.config();
+    let config = &files.config;
     let mut loader = Loader {
         device,
-        source,
+        files,
         progress,
     };
     let embed = loader.pieces(EMBED, config.vocab_size, config.hidden_size)?;
@@ -173,13 +88,13 @@ pub(super) fn load(
         config.hidden_size,
         padded(config.hidden_size),
     )])?;
-    let head = if source.has(Group::Head) {
+    let head = if files.tensors.has(Group::Head) {
         loader.pieces(HEAD, config.vocab_size, config.hidden_size)?
     } else {
         embed.clone()
     };
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
-    let qk_norm = source.has(Group::QkNorm);
+    let qk_norm = files.tensors.has(Group::QkNorm);
     Ok(Weights {
         embed,
         layers,
@@ -200,11 +115,25 @@ fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Loader<'_> {
+    fn dtype(&self, name: &str) -> Result<DType> {
+        let checkpoint = &self.files.checkpoint;
+        let entry = &checkpoint.tensors()[name];
+        dtype_of(entry.dtype).ok_or_else(|| {
+            let path = checkpoint.files().nth(entry.file).unwrap_or(Path::new(""));
+            let what = format!("tensor {name} in {:?}", entry.dtype);
+            Error::unsupported(
+                path,
+                what,
+                "weights are F32, F16 or BF16; convert the checkpoint",
+            )
+        })
+    }
+
     /// A matrix of several parts below each other; `[sum of padded rows, padded cols]`.
     fn matrix(&mut self, parts: &[Part], cols: usize) -> Result<Tensor> {
         let dtypes: Vec<DType> = parts
             .iter()
-            .map(|p| self.source.dtype(&p.name))
+            .map(|p| self.dtype(&p.name))
             .collect::<Result<_>>()?;
         // Widening is exact; narrowing would not be.
         let dtype = if dtypes.iter().all(|&d| d == dtypes[0]) {
@@ -233,13 +162,15 @@ impl Loader<'_> {
         n: usize,
         cols: usize,
     ) -> Result<()> {
-        let (from, wide) = (self.source.dtype(name)?, padded(cols));
+        let (from, wide) = (self.dtype(name)?, padded(cols));
         let step = (PIECE / (wide * 4)).max(1);
         let mut bytes = Vec::new();
         let mut row = first;
         while row < first + n {
             let count = step.min(first + n - row);
-            self.source.rows(name, row, count, cols, &mut bytes)?;
+            self.files
+                .checkpoint
+                .read_rows(name, row, count, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
             let packed = repack(&bytes, from, to.dtype(), cols, wide);
             self.device.write(to, at, &packed)?;
@@ -251,7 +182,7 @@ impl Loader<'_> {
 
     /// A matrix in pieces that one binding holds.
     fn pieces(&mut self, name: &str, rows: usize, cols: usize) -> Result<Pieces> {
-        let dtype = self.source.dtype(name)?;
+        let dtype = self.dtype(name)?;
         let wide = padded(cols);
         let most = (self.device.max_tensor_bytes() / (wide * dtype.size())).max(1);
         let mut pieces = Vec::new();
@@ -269,8 +200,8 @@ impl Loader<'_> {
         let mut all: Vec<f32> = Vec::new();
         let mut bytes = Vec::new();
         for (name, len, padded) in parts {
-            let from = self.source.dtype(name)?;
-            self.source.rows(name, 0, *len, 1, &mut bytes)?;
+            let from = self.dtype(name)?;
+            self.files.checkpoint.read_rows(name, 0, *len, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
             let wide = repack(&bytes, from, DType::F32, *len, *len);
             all.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&wide));
@@ -281,7 +212,7 @@ impl Loader<'_> {
 
     /// As [`Self::vector`], or zeros where the model has no such tensors.
     fn bias(&mut self, group: Group, parts: &[(String, usize, usize)]) -> Result<Tensor> {
-        if self.source.has(group) {
+        if self.files.tensors.has(group) {
             return self.vector(parts);
         }
         self.device

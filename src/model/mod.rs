@@ -12,6 +12,8 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+mod random;
+pub mod shapes;
 pub mod tensors;
 pub mod weights;
 
@@ -23,6 +25,7 @@ pub use config::{Config, GenerationConfig, Rope, RopeKind};
 pub use engine::Engine;
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
+pub use random::RandomWeights;
 pub use tensors::{Group, TensorMap, Want};
 pub use weights::Checkpoint;
 

@@ -109,6 +109,10 @@ impl Model {
         &self.config
     }
 
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Arc<Device> {
         &self.device

@@ -5,6 +5,7 @@
 //! `tensors` holds which of them a model needs. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
+mod bytes;
 pub mod config;
 pub mod engine;
 pub mod families;

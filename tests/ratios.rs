@@ -21,6 +21,7 @@ use hogwild::cache::layout::{Layout, Shared};
 use hogwild::cache::plan::{Batch, Logits, Turn, plan};
 use hogwild::device::{DType, Device, Recording};
 use hogwild::model::{Config, Engine, Model, RandomWeights, Scratch};
+use hogwild::ops::linear::By;
 
 use adapter::adapter;
 
@@ -139,7 +140,9 @@ impl Pass {
         };
         let plan = plan(&cache.pages, &batch, model.rows_per_work());
         let mut scratch = Scratch::default();
-        let recording = model.forward(&plan, cache, &mut scratch).unwrap();
+        let recording = model
+            .forward(&plan, By::Columns, cache, &mut scratch)
+            .unwrap();
         Self {
             device: model.device().clone(),
             recording,

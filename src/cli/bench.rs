@@ -19,6 +19,7 @@ use crate::cache::plan::{Batch, Logits, Plan, Turn, plan};
 use crate::device::{DType, Device, Memory, Recording, Samples};
 use crate::model::{Config, Engine, Model, ModelFiles, RandomWeights, Scratch, shapes};
 use crate::ops::fill::{Contents, fill};
+use crate::ops::linear::By;
 use crate::{Error, Result};
 
 /// Arguments of `hogwild bench`.
@@ -589,7 +590,7 @@ impl<'a> Scene<'a> {
     fn forward(&mut self, plan: &Plan) -> Result<Recording> {
         self.bench
             .model
-            .forward(plan, &self.cache, &mut self.scratch)
+            .forward(plan, By::Columns, &self.cache, &mut self.scratch)
     }
 
     /// A pass that is not yet played, and its plan.

@@ -51,6 +51,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
         norm: make.norm(cols)?,
         head,
         head_bias: device.tensor(&[rows], DType::F32)?,
+        no_scales: device.tensor(&[1], DType::U32)?,
         qk_norm: config.family.model_type == "qwen3",
     })
 }

@@ -26,9 +26,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/fill.wgsl",
                 source: include_str!("../../shaders/fill.wgsl"),
-                consts: |d| vec![("KIND", kind(d.args[0].dtype()))],
+                consts: |d, _| vec![("KIND", kind(d.args[0].dtype()))],
                 elements: &[],
-                groups: |d| {
+                groups: |d, _| {
                     let words = d.params.get::<Params>().n_words;
                     [words.div_ceil(64).min(MOST_GROUPS), 1, 1]
                 },

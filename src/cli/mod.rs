@@ -11,6 +11,7 @@ mod generate;
 mod kernels;
 mod load;
 pub mod output;
+mod quantize;
 mod replay;
 mod table;
 
@@ -58,6 +59,8 @@ enum Command {
     Bench(bench::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
+    /// Make a model directory with weights of 4 or 8 bits of one in float
+    Quantize(quantize::Args),
     /// List the ops and their kernels, and hold kernels to their reference
     #[command(subcommand)]
     Kernels(kernels::Command),
@@ -73,6 +76,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
     }
 }

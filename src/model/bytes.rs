@@ -1,7 +1,7 @@
 //! The bytes that a pass must move, whatever its kernels do: the roof that a bench measures against.
 
 use super::Model;
-use super::load::{Layer, Pieces};
+use super::load::{Layer, Matrix, Pieces};
 use crate::cache::CacheShape;
 use crate::device::Tensor;
 
@@ -27,7 +27,7 @@ impl Model {
     /// Multiplications and additions of `rows` rows in the matrices of all layers.
     pub fn flops(&self, rows: usize) -> f64 {
         let weights = self.weights();
-        let elements = |layer: &Layer| -> usize { matrices(layer).map(Tensor::len).sum() };
+        let elements = |layer: &Layer| -> usize { matrices(layer).map(|m| m.weight.len()).sum() };
         let elements: usize = weights.layers.iter().map(elements).sum();
         2.0 * elements as f64 * rows as f64
     }
@@ -37,7 +37,7 @@ fn pieces(pieces: &Pieces) -> usize {
     pieces.0.iter().map(|(_, piece)| piece.bytes()).sum()
 }
 
-fn matrices(layer: &Layer) -> impl Iterator<Item = &Tensor> {
+fn matrices(layer: &Layer) -> impl Iterator<Item = &Matrix> {
     [&layer.qkv, &layer.out, &layer.gate_up, &layer.down].into_iter()
 }
 
@@ -49,5 +49,6 @@ fn layer(layer: &Layer) -> usize {
         &layer.q_norm,
         &layer.k_norm,
     ];
-    matrices(layer).chain(vectors).map(Tensor::bytes).sum()
+    let matrices = matrices(layer).flat_map(|m| [&m.weight, &m.scales]);
+    matrices.chain(vectors).map(Tensor::bytes).sum()
 }

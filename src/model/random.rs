@@ -4,7 +4,7 @@
 //! enough for activations to stay of order one.
 
 use super::Config;
-use super::load::{Layer, Pieces, Weights, padded};
+use super::load::{Layer, Matrix, Pieces, Weights, padded};
 use crate::Result;
 use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::fill::{Contents, fill};
@@ -22,11 +22,20 @@ pub struct RandomWeights {
 struct Maker<'a> {
     device: &'a Device,
     seed: u32,
+    /// Stands where floats have no scales.
+    no_scales: Tensor,
 }
+
+/// Channels under one scale.
+const GROUP: usize = 128;
 
 /// Makes the weights of a shape.
 pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Result<Weights> {
-    let mut make = Maker { device, seed: 0 };
+    let mut make = Maker {
+        device,
+        seed: 0,
+        no_scales: device.tensor(&[1], DType::U32)?,
+    };
     let outer = match how.dtype {
         DType::U4 | DType::U8 => DType::F16,
         dtype => dtype,
@@ -51,7 +60,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
         norm: make.norm(cols)?,
         head,
         head_bias: device.tensor(&[rows], DType::F32)?,
-        no_scales: device.tensor(&[1], DType::U32)?,
+        no_scales: make.no_scales,
         qk_norm: config.family.model_type == "qwen3",
     })
 }
@@ -66,16 +75,44 @@ impl Maker<'_> {
         Ok(tensor)
     }
 
-    fn matrix(&mut self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
+    /// Numbers that keep the size of what they are multiplied with.
+    fn floats(&mut self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
         let scale = (3.0 / cols as f32).sqrt();
         let contents = Contents::Numbers { mean: 0.0, scale };
         self.filled(&[rows, padded(cols)], dtype, contents)
     }
 
+    fn matrix(&mut self, rows: usize, cols: usize, dtype: DType) -> Result<Matrix> {
+        if dtype.span() == 1 {
+            return Ok(Matrix {
+                weight: self.floats(rows, cols, dtype)?,
+                scales: self.no_scales.clone(),
+                group: 1,
+                order: None,
+            });
+        }
+        // Codes are uniform around the zero point; the scales' mean is 1.25 times the least.
+        let steps = f32::from(1u16 << dtype.bits());
+        let scale = (12.0 / cols as f32).sqrt() / steps / 1.25;
+        let zero = 1 << (dtype.bits() - 1);
+        let wide = padded(cols).next_multiple_of(dtype.span());
+        let any = Contents::Numbers {
+            mean: 0.0,
+            scale: 0.0,
+        };
+        let scales = [rows, cols.div_ceil(GROUP)];
+        Ok(Matrix {
+            weight: self.filled(&[rows, wide], dtype, any)?,
+            scales: self.filled(&scales, DType::U32, Contents::Scales { scale, zero })?,
+            group: GROUP,
+            order: None,
+        })
+    }
+
     fn pieces(&mut self, rows: usize, cols: usize, dtype: DType) -> Result<Pieces> {
         let most = (self.device.max_tensor_bytes() / (padded(cols) * dtype.size())).max(1);
         let starts = (0..rows).step_by(most);
-        let piece = |first: usize| Ok((first, self.matrix(most.min(rows - first), cols, dtype)?));
+        let piece = |first: usize| Ok((first, self.floats(most.min(rows - first), cols, dtype)?));
         Ok(Pieces(starts.map(piece).collect::<Result<_>>()?))
     }
 

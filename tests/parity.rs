@@ -330,6 +330,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             consts: |_, _| Vec::new(),
             elements: &[],
             groups: |d, _| [d.params.get::<[u32; 1]>()[0].div_ceil(64), 1, 1],
+            loads: None,
         }),
         fits: always,
     };

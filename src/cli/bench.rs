@@ -11,15 +11,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::load::LoadArgs;
+use super::scene::{Scene, Times, WARM_UP, token};
 use super::table::{self, Cell, Format, Table, plot};
-use crate::cache::KvCache;
-use crate::cache::layout::{Layout, Shared};
-use crate::cache::pages::{BlockId, PAGE};
-use crate::cache::plan::{Batch, Logits, Plan, Turn, plan};
+use crate::cache::pages::PAGE;
+use crate::cache::plan::Logits;
 use crate::device::{DType, Device, Memory, Recording, Samples};
-use crate::model::{Config, Engine, Model, ModelFiles, RandomWeights, Scratch, shapes};
-use crate::ops::fill::{Contents, fill};
-use crate::ops::linear::By;
+use crate::model::{Config, Engine, Model, ModelFiles, RandomWeights, shapes};
 use crate::{Error, Result};
 
 /// Arguments of `hogwild bench`.
@@ -116,7 +113,7 @@ enum What {
 }
 
 /// A storage type of weights by the name that users type.
-fn weights(name: &str) -> Result<DType, String> {
+pub(super) fn weights(name: &str) -> Result<DType, String> {
     match name {
         "awq" | "int4" => Ok(DType::U4),
         "int8" => Ok(DType::U8),
@@ -165,9 +162,6 @@ struct Bench<'a> {
     contexts: Vec<usize>,
     passes: usize,
 }
-
-/// Passes before the measured ones.
-const WARM_UP: usize = 2;
 
 impl<'a> Bench<'a> {
     fn new(args: &'a Args) -> Result<Self> {
@@ -263,6 +257,11 @@ impl<'a> Bench<'a> {
         }
     }
 
+    fn scene(&self, context: usize, workers: usize) -> Result<Scene> {
+        let steps = self.args.steps as usize;
+        Scene::new(&self.model, self.args.kv_dtype, [context, steps], workers)
+    }
+
     fn decode(&self) -> Result<Table> {
         let mut table = self.table(&[
             ("context", "context"),
@@ -282,9 +281,9 @@ impl<'a> Bench<'a> {
         for &context in &self.contexts {
             let mut alone = None;
             for &workers in &self.workers {
-                let mut scene = Scene::new(self, context, workers)?;
-                let times = scene.times(self.passes)?;
-                let pass = times.pass.median();
+                let mut scene = self.scene(context, workers)?;
+                let Times { pass: times, host } = scene.times(self.passes)?;
+                let pass = times.median();
                 if workers == 1 {
                     alone = Some(pass);
                 }
@@ -298,11 +297,11 @@ impl<'a> Bench<'a> {
                     Cell::count(workers),
                     Cell::number(rate, if rate < 100.0 { 2 } else { 1 }),
                     Cell::milliseconds(pass),
-                    Cell::share(times.pass.spread()),
+                    Cell::share(times.spread()),
                     Cell::number(tokens / rate, 1),
                     Cell::share(must as f64 / pass / self.bandwidth.median()),
                     alone.map_or(Cell::Nothing, |alone| Cell::number(alone / pass, 3)),
-                    Cell::milliseconds(times.host.median()),
+                    Cell::milliseconds(host.median()),
                 ]);
             }
         }
@@ -328,11 +327,12 @@ impl<'a> Bench<'a> {
         table.facts.push(("clock", Cell::text(clock)));
         for &context in &self.contexts {
             for &workers in &self.workers {
-                let mut scene = Scene::new(self, context, workers)?;
+                let mut scene = self.scene(context, workers)?;
                 scene.times(1)?;
                 let mut sums: BTreeMap<usize, (&str, usize, Vec<f64>)> = BTreeMap::new();
                 for _ in 0..self.passes {
-                    let (recording, _) = scene.recorded()?;
+                    let plan = scene.planned();
+                    let recording = scene.forward(&plan)?;
                     let times = self.device.play_timed(&recording)?;
                     let mut pass: BTreeMap<&str, (usize, usize, f64)> = BTreeMap::new();
                     for (at, (dispatch, time)) in recording.dispatches.iter().zip(times).enumerate()
@@ -388,7 +388,7 @@ impl<'a> Bench<'a> {
         let memory = Memory::new(&self.device)?;
         for &context in &self.contexts {
             for &workers in &self.workers {
-                let mut scene = Scene::new(self, context, workers)?;
+                let mut scene = self.scene(context, workers)?;
                 scene.times(1)?;
                 let (mut attention, mut merge, mut setup) = (Vec::new(), Vec::new(), Vec::new());
                 for _ in 0..self.passes {
@@ -503,131 +503,4 @@ fn shortened(mut config: Config, what: What) -> Config {
         config.vocab_size = 64;
     }
     config
-}
-
-/// Some token of the vocabulary.
-fn token(i: usize, vocab: usize) -> u32 {
-    let id = i.wrapping_mul(37) % vocab.min(4000);
-    u32::try_from(id).expect("below 4000")
-}
-
-/// Workers in the middle of a session, over a cache whose contents no one computed.
-struct Scene<'a> {
-    bench: &'a Bench<'a>,
-    cache: KvCache,
-    scratch: Scratch,
-    shared: Shared,
-    passes: usize,
-}
-
-/// Seconds of passes, and of them those of the host before it waits.
-struct Times {
-    pass: Samples,
-    host: Samples,
-}
-
-impl<'a> Scene<'a> {
-    fn new(bench: &'a Bench<'a>, context: usize, workers: usize) -> Result<Self> {
-        let (model, steps) = (&bench.model, bench.args.steps as usize);
-        let closed = context.saturating_sub(6 + workers).max(1);
-        // Uneven steps of the wanted sum.
-        let ends: Vec<usize> = (0..=steps).map(|i| closed * i / steps).collect();
-        let history: Vec<usize> = ends
-            .windows(2)
-            .map(|w| w[1] - w[0])
-            .filter(|&len| len > 0)
-            .collect();
-        let open = (bench.passes + WARM_UP + 4).div_ceil(PAGE) + 1;
-        let pages: usize = history.iter().map(|len| len.div_ceil(PAGE)).sum();
-        let shape = model.cache_shape(bench.args.kv_dtype);
-        let mut cache = KvCache::new(&bench.device, shape, pages + workers * open + 2)?;
-        let shared = Shared::after(&mut cache.pages, &history, workers)?;
-        let mut seed = 1;
-        for layer in 0..shape.n_layers {
-            for arena in cache.layer(layer) {
-                let mut r = Recording::default();
-                let contents = Contents::Numbers {
-                    mean: 0.0,
-                    scale: 1.0,
-                };
-                fill(&mut r, arena, contents, seed);
-                bench.device.play(&r)?;
-                seed += 1;
-            }
-        }
-        bench.device.wait()?;
-        Ok(Self {
-            bench,
-            cache,
-            scratch: Scratch::default(),
-            shared,
-            passes: 0,
-        })
-    }
-
-    /// Takes one more token of every worker into its block.
-    fn extend(&mut self) -> Result<()> {
-        for &block in &self.shared.own {
-            self.cache.pages.extend(block, 1)?;
-        }
-        self.passes += 1;
-        Ok(())
-    }
-
-    fn planned(&self) -> Plan {
-        let vocab = self.bench.model.config().vocab_size;
-        let turn = |(w, _): (usize, &BlockId)| Turn {
-            view: Layout::Combined.view(w, &self.shared),
-            tokens: vec![token(self.passes * 31 + w, vocab)],
-            logits: Logits::Last,
-        };
-        let batch = Batch {
-            turns: self.shared.own.iter().enumerate().map(turn).collect(),
-        };
-        plan(&self.cache.pages, &batch, self.bench.model.rows_per_work())
-    }
-
-    fn forward(&mut self, plan: &Plan) -> Result<Recording> {
-        self.bench
-            .model
-            .forward(plan, By::Columns, &self.cache, &mut self.scratch)
-    }
-
-    /// A pass that is not yet played, and its plan.
-    fn recorded(&mut self) -> Result<(Recording, Plan)> {
-        let plan = self.planned();
-        Ok((self.forward(&plan)?, plan))
-    }
-
-    /// Plays passes and takes their times.
-    fn times(&mut self, passes: usize) -> Result<Times> {
-        let device = &self.bench.device;
-        let on_cpu = matches!(**device, Device::Cpu(_));
-        let (mut pass, mut host) = (Vec::new(), Vec::new());
-        for i in 0..passes + WARM_UP {
-            self.extend()?;
-            let started = Instant::now();
-            let (recording, plan) = self.recorded()?;
-            let recorded = started.elapsed().as_secs_f64();
-            device.play(&recording)?;
-            // The CPU path computes while it plays.
-            let submitted = if on_cpu {
-                recorded
-            } else {
-                started.elapsed().as_secs_f64()
-            };
-            if let Some(logits) = self.scratch.logits() {
-                let n = plan.wanted.len() * self.bench.model.config().vocab_size;
-                device.read_f32(logits, n)?;
-            }
-            if i >= WARM_UP {
-                pass.push(started.elapsed().as_secs_f64());
-                host.push(submitted);
-            }
-        }
-        Ok(Times {
-            pass: Samples::new(pass),
-            host: Samples::new(host),
-        })
-    }
 }

@@ -9,10 +9,12 @@ mod bench;
 mod devices;
 mod generate;
 mod kernels;
+mod kernels_bench;
 mod load;
 pub mod output;
 mod quantize;
 mod replay;
+mod scene;
 mod table;
 
 use std::io::{ErrorKind, Write as _};

@@ -28,6 +28,7 @@ pub static OP: Op = Op {
                 consts: |_, _| Vec::new(),
                 elements: &[("Weight", 1)],
                 groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
+                loads: None,
             }),
             fits,
         },

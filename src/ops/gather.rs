@@ -32,6 +32,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.count.div_ceil(64), p.n_rows, 1]
                 },
+                loads: None,
             }),
             fits: always,
         },

@@ -49,6 +49,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     tile_groups(p.n_out.div_ceil(4), p.n_rows)
                 },
+                loads: None,
             }),
             fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
         },
@@ -68,6 +69,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     column_groups(p.n_out.div_ceil(4), p.n_rows, caps)
                 },
+                loads: None,
             }),
             fits,
         },

@@ -32,7 +32,7 @@ pub static OP: Op = Op {
                     let words = d.params.get::<Params>().n_words;
                     [words.div_ceil(64).min(MOST_GROUPS), 1, 1]
                 },
-                loads: None,
+                loads: Some(|_, _, _, _| vec![0]),
             }),
             fits,
         },

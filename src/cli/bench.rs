@@ -446,7 +446,7 @@ impl<'a> Bench<'a> {
                 let block = engine.cache.pages.open();
                 let started = Instant::now();
                 engine.prefill(block, &ids, Logits::Last)?;
-                self.device.wait()?;
+                self.device.finish()?;
                 if pass > 0 || self.args.quick {
                     times.push(started.elapsed().as_secs_f64());
                 }

@@ -73,7 +73,7 @@ impl Scene {
                 seed += 1;
             }
         }
-        device.wait()?;
+        device.finish()?;
         Ok(Self {
             model: model.clone(),
             cache,

@@ -58,7 +58,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed.
-    pub fn wait(&self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         match self {
             Self::Gpu(gpu) => gpu.wait(None),
             Self::Cpu(_) => Ok(()),
@@ -116,10 +116,10 @@ impl Device {
     }
 
     fn against_the_clock(&self, run: impl FnOnce() -> Result<()>) -> Result<f64> {
-        self.wait()?;
+        self.finish()?;
         let started = Instant::now();
         run()?;
-        self.wait()?;
+        self.finish()?;
         Ok(started.elapsed().as_secs_f64())
     }
 }
@@ -222,7 +222,7 @@ impl<'a> Memory<'a> {
             Device::Gpu(gpu) => gpu.copy(&self.from, &self.to, times)?,
             Device::Cpu(_) => (0..times).for_each(|_| Cpu::copy(&self.from, &self.to)),
         }
-        self.device.wait()
+        self.device.finish()
     }
 
     /// Leaves nothing in the caches but these stretches.

@@ -137,6 +137,6 @@ fn table(losses: &[Loss], from: u64, to: u64) -> String {
         );
     }
     let [from, to] = [from, to].map(|bytes| bytes as f64 / 1e6);
-    let _ = writeln!(out, "{:.1} MB became {:.1} MB", from, to);
+    let _ = writeln!(out, "{from:.1} MB became {to:.1} MB");
     out
 }

@@ -102,6 +102,9 @@ struct Part {
     padded: usize,
 }
 
+/// A packed matrix, and the order of its channels if that is not their own.
+type Ordered = (Packed, Option<Vec<u32>>);
+
 struct Loader<'a> {
     device: &'a Device,
     files: &'a ModelFiles,
@@ -217,11 +220,7 @@ impl Loader<'_> {
     }
 
     /// A matrix of packed parts that have the same order.
-    fn codes(
-        &mut self,
-        parts: &[Part],
-        all: &[(Packed, Option<Vec<u32>>)],
-    ) -> Result<(Matrix, Option<Vec<u32>>)> {
+    fn codes(&mut self, parts: &[Part], all: &[Ordered]) -> Result<(Matrix, Option<Vec<u32>>)> {
         let (first, order) = &all[0];
         let rows = parts.iter().map(|p| p.padded).sum();
         let weight = self
@@ -302,7 +301,7 @@ impl Loader<'_> {
     fn floats(
         &mut self,
         parts: &[Part],
-        packed: &[Option<(Packed, Option<Vec<u32>>)>],
+        packed: &[Option<Ordered>],
         cols: usize,
     ) -> Result<Matrix> {
         let dtypes: Vec<Option<DType>> = parts
@@ -428,8 +427,8 @@ impl Loader<'_> {
     }
 
     /// The weights of a norm, in the order of the channels that the matrix after it has.
-    fn norm(&mut self, name: String, len: usize, order: Option<&[u32]>) -> Result<Tensor> {
-        let mut weights = self.numbers(&name, len)?;
+    fn norm(&mut self, name: &str, len: usize, order: Option<&[u32]>) -> Result<Tensor> {
+        let mut weights = self.numbers(name, len)?;
         if let Some(order) = order {
             weights = order
                 .iter()
@@ -467,7 +466,8 @@ impl Loader<'_> {
             ],
             hidden,
         )?;
-        let attention_norm = self.norm(name("input_layernorm.weight"), hidden, order.as_deref())?;
+        let attention_norm =
+            self.norm(&name("input_layernorm.weight"), hidden, order.as_deref())?;
         let (out, _) = self.matrix(
             &[part("self_attn.o_proj.weight", hidden, padded(hidden))],
             q,
@@ -480,7 +480,7 @@ impl Loader<'_> {
             hidden,
         )?;
         let after = name("post_attention_layernorm.weight");
-        let feed_forward_norm = self.norm(after, hidden, order.as_deref())?;
+        let feed_forward_norm = self.norm(&after, hidden, order.as_deref())?;
         let (down, _) = self.matrix(&[part("mlp.down_proj.weight", hidden, padded(hidden))], ff)?;
         Ok(Layer {
             attention_norm,

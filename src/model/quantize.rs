@@ -6,9 +6,9 @@
 //! a smaller squared error. The folder is in a published format, compressed-tensors' `pack-quantized`, so
 //! that others read it too.
 //!
-//! Zero points are stored, because ranges that need not be symmetric are never worse: over normally
-//! distributed weights in groups of 128 the error in 4 bits is a tenth smaller. Host memory holds a band
-//! of rows and the scales of one matrix. A folder is there whole or not at all.
+//! Zero points are stored: normally distributed weights in groups of 128 lose 9.5 % in 4 bits and 0.59 % in
+//! 8, against 10.1 % and 0.65 % with ranges that are symmetric around zero. Host memory holds a band of
+//! rows and the scales of one matrix. A folder is there whole or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
@@ -461,7 +461,7 @@ fn best_range(group: &[f32], most: f32, stored: DType) -> (f32, f32) {
     // Zero is always a code, so that the zero point is one.
     let low = group.iter().copied().fold(0.0, f32::min);
     let high = group.iter().copied().fold(0.0, f32::max);
-    if low == high {
+    if low >= high {
         return (1.0, 0.0);
     }
     let mut best = (f64::INFINITY, (1.0, 0.0));

@@ -85,6 +85,7 @@ pub(super) fn noop() -> Option<wgpu::Adapter> {
         limits: Some(wgpu::Limits {
             max_storage_buffer_binding_size: (1 << 31) - 1,
             max_compute_workgroup_storage_size: 48 << 10,
+            max_bind_groups: 8,
             max_compute_workgroups_per_dimension: 65_535,
             min_uniform_buffer_offset_alignment: 64,
             ..wgpu::Limits::unlimited()

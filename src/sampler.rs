@@ -503,7 +503,11 @@ mod tests {
             .iter()
             .rev()
             .fold(0.0, |sum, &c| f64::from(c) / 2.0_f64.powi(32) - sum);
-        assert!((sum - 0.5).abs() < 1e-7, "2^-1 is a half, not {}", 1.0 - sum);
+        assert!(
+            (sum - 0.5).abs() < 1e-7,
+            "2^-1 is a half, not {}",
+            1.0 - sum
+        );
     }
 
     #[test]

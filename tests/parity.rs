@@ -152,6 +152,7 @@ fn outputs(op: &Op, kernel: &Kernel, case: &Case) -> Vec<Vec<u32>> {
             match &arg.data {
                 Data::Words(words) => words.clone(),
                 Data::Floats(values) => pack(values.iter().copied(), arg.dtype),
+                Data::Output if arg.dtype == DType::U32 => vec![0; len],
                 Data::Output => pack(std::iter::repeat_n(0.0, len), arg.dtype),
             }
         })

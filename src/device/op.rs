@@ -349,6 +349,12 @@ impl<'a> View<'a> {
         self.words()
     }
 
+    /// The elements as u32, to write.
+    pub fn u32s_mut(&mut self) -> &mut [u32] {
+        self.assert_dtype(DType::U32);
+        self.words_mut()
+    }
+
     /// The elements as i32.
     pub fn i32s(&self) -> &[i32] {
         self.assert_dtype(DType::U32);

@@ -12,6 +12,7 @@ pub mod merge;
 pub mod place;
 pub mod project;
 pub mod rms_norm;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -29,6 +30,7 @@ pub static OPS: &[&Op] = &[
     &merge::OP,
     &gate_up::OP,
     &select_rows::OP,
+    &sample::OP,
 ];
 
 /// Most rows that a column kernel serves at once; more rows take another group.

@@ -32,6 +32,7 @@ pub struct Engine {
     checked: bool,
     choosing: Option<Choosing>,
     is_ahead: bool,
+    n_ahead: u64,
     next: Option<Next>,
 }
 
@@ -89,6 +90,7 @@ impl Engine {
             checked,
             choosing: None,
             is_ahead: true,
+            n_ahead: 0,
             next: None,
         })
     }
@@ -101,6 +103,11 @@ impl Engine {
     /// Whether passes are recorded ahead; they are unless told otherwise. It changes no token.
     pub fn set_ahead(&mut self, is_ahead: bool) {
         self.is_ahead = is_ahead;
+    }
+
+    /// Passes whose recording was there before they were asked for.
+    pub fn n_ahead(&self) -> u64 {
+        self.n_ahead
     }
 
     /// Sets how [`Engine::choose`] chooses: by a rule, among all ids but those suppressed.
@@ -197,7 +204,11 @@ impl Engine {
                 }
                 let bytes = bytemuck::cast_slice(&tokens).to_vec();
                 // A device that fails will say so again.
-                match self.model.device().submit(prepared, &[Upload { to, bytes }]) {
+                match self
+                    .model
+                    .device()
+                    .submit(prepared, &[Upload { to, bytes }])
+                {
                     Ok(running) => Stage::Started(running),
                     Err(_) => return false,
                 }
@@ -230,6 +241,7 @@ impl Engine {
                 ..
             }) = started
             {
+                self.n_ahead += 1;
                 running
             } else {
                 let (prepared, _) = self.prepare(wanted, None)?;
@@ -272,7 +284,11 @@ impl Engine {
     }
 
     /// Records a pass and the choice; gives the tensors of its tokens and of the chosen ids too.
-    fn record_chosen(&mut self, wanted: &Wanted, pages: Option<&Pages>) -> Result<(Recording, [Tensor; 2])> {
+    fn record_chosen(
+        &mut self,
+        wanted: &Wanted,
+        pages: Option<&Pages>,
+    ) -> Result<(Recording, [Tensor; 2])> {
         let (plan, mut recording) = self.record(&wanted.batch, pages)?;
         let n = plan.wanted.len();
         assert_eq!(n, wanted.draws.len(), "each wanted row has a draw");

@@ -579,12 +579,7 @@ impl Session {
     }
 
     /// A pass that feeds workers the tokens that are theirs, and chooses for those that are active.
-    fn wanted(
-        &self,
-        turns: &[usize],
-        tokens: impl Fn(usize) -> Vec<TokenId>,
-        pass: u64,
-    ) -> Wanted {
+    fn wanted(&self, turns: &[usize], tokens: impl Fn(usize) -> Vec<TokenId>, pass: u64) -> Wanted {
         let fed = |&worker: &usize| Fed {
             view: self.settings.layout.view(worker, &self.shared),
             tokens: tokens(worker),

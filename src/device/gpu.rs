@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::compose::Variant;
-use super::op::{Kernel, Run};
+use super::op::{Kernel, Run, Wgsl};
 use super::pipeline::{Pipeline, Pipelines};
 use super::tensor::{Storage, WeakTensor, padded_bytes};
 use super::{Caps, DType, Dispatch, Recording, Tensor, Upload};
@@ -302,6 +302,11 @@ impl Gpu {
                 dispatch.params
             ))
         })
+    }
+
+    /// Compiles a variant of a shader without runtime checks from now on.
+    pub(super) fn trust(&self, wgsl: &Wgsl, variant: Variant) {
+        self.state().pipelines.trust(wgsl, variant);
     }
 
     pub(super) fn play(&self, recording: &Recording) -> Result<()> {

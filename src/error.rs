@@ -168,6 +168,7 @@ impl Error {
     }
 
     /// The same, with the pass in which a device failed.
+    #[must_use]
     pub fn in_pass(self, pass: u64) -> Self {
         match self {
             Self::Device { device, problem } => Self::Device {

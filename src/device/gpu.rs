@@ -249,12 +249,11 @@ impl Gpu {
             let found = staging.iter().position(|s| s.size() >= size);
             found.map(|at| staging.swap_remove(at))
         };
-        let staging = match kept {
-            Some(staging) => staging,
-            None => {
-                let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-                self.buffer(padded_bytes(len).next_power_of_two(), usage)?
-            }
+        let staging = if let Some(staging) = kept {
+            staging
+        } else {
+            let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+            self.buffer(padded_bytes(len).next_power_of_two(), usage)?
         };
         encoder.copy_buffer_to_buffer(buffer(from), offset as u64, &staging, 0, size);
         let (sender, mapped) = channel();

@@ -338,10 +338,7 @@ fn turn(view: &[BlockId], tokens: &[u32]) -> Turn {
 
 fn wanted(turns: Vec<Turn>) -> Wanted {
     let draws = vec![0; turns.len()];
-    Wanted {
-        batch: Batch { turns },
-        draws,
-    }
+    Wanted::new(Batch { turns }, draws)
 }
 
 /// Whatever was guessed or started, the next pass is as if nothing had been.

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::op::Wgsl;
-use super::{DType, Dispatch};
+use super::{Caps, DType, Dispatch};
 use crate::{Error, Result};
 
 /// The parts that a kernel can name in its first line, `// uses: a, b`.
@@ -16,12 +16,25 @@ pub const PARTS: &[(&str, &str)] = &[
         include_str!("../../shaders/parts/softmax_state.wgsl"),
     ),
     ("rope", include_str!("../../shaders/parts/rope.wgsl")),
-    ("dot8", include_str!("../../shaders/parts/dot8.wgsl")),
+    ("linear", include_str!("../../shaders/parts/linear.wgsl")),
+    ("columns", include_str!("../../shaders/parts/columns.wgsl")),
+    ("tiles", include_str!("../../shaders/parts/tiles.wgsl")),
+    (
+        "project_op",
+        include_str!("../../shaders/parts/project_op.wgsl"),
+    ),
+    (
+        "gate_up_op",
+        include_str!("../../shaders/parts/gate_up_op.wgsl"),
+    ),
+    ("qkv_op", include_str!("../../shaders/parts/qkv_op.wgsl")),
 ];
 
 const ELEMENT_F32: &str = include_str!("../../shaders/parts/element_f32.wgsl");
 const ELEMENT_F16: &str = include_str!("../../shaders/parts/element_f16.wgsl");
 const ELEMENT_BF16: &str = include_str!("../../shaders/parts/element_bf16.wgsl");
+const ELEMENT_U4: &str = include_str!("../../shaders/parts/element_u4.wgsl");
+const ELEMENT_U8: &str = include_str!("../../shaders/parts/element_u8.wgsl");
 
 /// A composed shader and where its lines came from.
 #[derive(Clone, Debug)]
@@ -99,9 +112,9 @@ pub struct Variant {
 
 impl Variant {
     /// The variant of a kernel that a dispatch needs.
-    pub fn of(wgsl: &Wgsl, dispatch: &Dispatch) -> Self {
+    pub fn of(wgsl: &Wgsl, dispatch: &Dispatch, caps: &Caps) -> Self {
         Self {
-            consts: (wgsl.consts)(dispatch),
+            consts: (wgsl.consts)(dispatch, caps),
             elements: wgsl
                 .elements
                 .iter()
@@ -117,7 +130,7 @@ impl Variant {
 /// [`Error::Shader`] if the first line names a part that does not exist.
 ///
 /// # Panics
-/// If an element type is of integers.
+/// If an element type is [`DType::U32`].
 pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
     let mut out = Composed {
         text: String::new(),
@@ -134,11 +147,14 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
             DType::F32 => ("shaders/parts/element_f32.wgsl", ELEMENT_F32),
             DType::F16 => ("shaders/parts/element_f16.wgsl", ELEMENT_F16),
             DType::BF16 => ("shaders/parts/element_bf16.wgsl", ELEMENT_BF16),
-            DType::U32 | DType::U4 | DType::U8 => panic!("an element type is a float type"),
+            DType::U4 => ("shaders/parts/element_u4.wgsl", ELEMENT_U4),
+            DType::U8 => ("shaders/parts/element_u8.wgsl", ELEMENT_U8),
+            DType::U32 => panic!("integers are no element type"),
         };
         let text = template
             .replace("Element", name)
-            .replace("element", &name.to_lowercase());
+            .replace("element", &name.to_lowercase())
+            .replace("ELEMENT", &name.to_uppercase());
         out.push(file, &text);
     }
     let first = wgsl.source.lines().next().unwrap_or_default();

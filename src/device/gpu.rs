@@ -388,7 +388,7 @@ impl Gpu {
                 let Run::Wgsl(wgsl) = &kernel.run else {
                     panic!("kernel {} is not a shader", kernel.name)
                 };
-                let groups = (wgsl.groups)(dispatch);
+                let groups = (wgsl.groups)(dispatch, &self.caps);
                 if groups.contains(&0) {
                     continue;
                 }
@@ -400,7 +400,7 @@ impl Gpu {
                         advice: "use a shorter prompt or context".into(),
                     });
                 }
-                let variant = Variant::of(wgsl, dispatch);
+                let variant = Variant::of(wgsl, dispatch, &self.caps);
                 let pipeline = state
                     .pipelines
                     .get(&self.device, dispatch.op, wgsl, variant)?;

@@ -114,7 +114,7 @@ fn judge_variants(device: &Device, ops: &[&'static Op]) -> Result<Vec<(&'static 
                 match judge(device, op, kernel, case)? {
                     Verdict::Pass(_) => {
                         let (dispatch, _) = stage(device, op, case)?;
-                        out.push((wgsl, Variant::of(wgsl, &dispatch)));
+                        out.push((wgsl, Variant::of(wgsl, &dispatch, &device.caps())));
                     }
                     Verdict::Unsupported => {}
                     Verdict::Fail(problem) => {

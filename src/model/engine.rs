@@ -13,6 +13,7 @@ use crate::cache::layout::View;
 use crate::cache::pages::{BlockId, Pages};
 use crate::cache::plan::{Batch, Logits, Plan, SPLIT, Turn, plan};
 use crate::device::{DType, Device, Prepared, Recording, Running, Tensor, Upload, judge};
+use crate::ops::linear::By;
 use crate::ops::sample::{NONE, Rule, mask, sample};
 use crate::{Error, Result, TokenId};
 
@@ -50,10 +51,9 @@ struct Choosing {
 /// What shall be chosen in a pass: one token for each row whose logits are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// What is fed.
-    pub batch: Batch,
-    /// 64 random bits for each wanted row.
-    pub draws: Vec<u64>,
+    batch: Batch,
+    by: By,
+    draws: Vec<u64>,
 }
 
 /// A pass that was recorded before its tokens were known.
@@ -136,15 +136,19 @@ impl Engine {
     /// [`Error::CacheFull`] or [`Error::Limit`] before anything runs, [`Error::Tokenizer`] for a token
     /// that the model does not have; those of the device. The blocks are then as before.
     pub fn pass(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.feed(batch, By::Columns)
+    }
+
+    fn feed(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
         self.next = None;
         self.extend(batch)?;
-        let logits = self.run(batch);
+        let logits = self.run(batch, by);
         self.or_take_back(batch, logits)
     }
 
     /// Plans, records and plays a batch that the blocks have room for.
-    fn run(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        let (plan, recording) = self.record(batch, None)?;
+    fn run(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
+        let (plan, recording) = self.record(batch, by, None)?;
         let device = self.model.device();
         if self.checked {
             judge::play_checked(device, &recording)?;
@@ -191,12 +195,12 @@ impl Engine {
         let Some(next) = self.next.take() else {
             return false;
         };
-        if next.before != self.cache.pages || next.wanted.draws != wanted.draws {
+        if next.before != self.cache.pages || !next.wanted.is_like(wanted) {
             return false;
         }
         let stage = match next.stage {
             Stage::Started(running) if next.wanted.batch == wanted.batch => Stage::Started(running),
-            Stage::Recorded(prepared, to) if next.wanted.batch.is_like(&wanted.batch) => {
+            Stage::Recorded(prepared, to) => {
                 let turns = wanted.batch.turns.iter();
                 let tokens: Vec<u32> = turns.flat_map(|t| t.tokens.iter().copied()).collect();
                 if self.check(&wanted.batch).is_err() {
@@ -213,7 +217,7 @@ impl Engine {
                     Err(_) => return false,
                 }
             }
-            _ => return false,
+            Stage::Started(_) => return false,
         };
         self.next = Some(Next {
             before: next.before,
@@ -289,7 +293,7 @@ impl Engine {
         wanted: &Wanted,
         pages: Option<&Pages>,
     ) -> Result<(Recording, [Tensor; 2])> {
-        let (plan, mut recording) = self.record(&wanted.batch, pages)?;
+        let (plan, mut recording) = self.record(&wanted.batch, wanted.by, pages)?;
         let n = plan.wanted.len();
         assert_eq!(n, wanted.draws.len(), "each wanted row has a draw");
         let device: &Device = self.model.device();
@@ -315,7 +319,12 @@ impl Engine {
     }
 
     /// Plans and records a batch over blocks that were extended by it: those of the cache, or others.
-    fn record(&mut self, batch: &Batch, pages: Option<&Pages>) -> Result<(Plan, Recording)> {
+    fn record(
+        &mut self,
+        batch: &Batch,
+        by: By,
+        pages: Option<&Pages>,
+    ) -> Result<(Plan, Recording)> {
         let pages = pages.unwrap_or(&self.cache.pages);
         let plan = plan(pages, batch, self.model.rows_per_work());
         let furthest = plan.positions.iter().copied().max().unwrap_or(0) as usize;
@@ -327,7 +336,9 @@ impl Engine {
                 advice: "raise --context".into(),
             });
         }
-        let recording = self.model.forward(&plan, &self.cache, &mut self.scratch)?;
+        let recording = self
+            .model
+            .forward(&plan, by, &self.cache, &mut self.scratch)?;
         Ok((plan, recording))
     }
 
@@ -389,15 +400,14 @@ impl Engine {
                 Logits::Last if !later.is_empty() => Logits::None,
                 other => other,
             };
-            out.extend(self.pass(&alone(block, now, wanted))?);
+            out.extend(self.feed(&alone(block, now, wanted), By::Tiles)?);
             rest = later;
         }
         Ok(out)
     }
 
     /// Feeds tokens to the end of a block that sees nothing but itself, as [`Engine::prefill`] does, and
-    /// chooses the next token as [`Engine::choose`] does; of several tokens the last pass is the one with
-    /// the choice.
+    /// chooses the next token as [`Engine::choose`] does, in the last of the passes.
     ///
     /// # Errors
     /// Those of [`Engine::pass`].
@@ -416,10 +426,13 @@ impl Engine {
         loop {
             let (now, later) = rest.split_at(self.piece(block).min(rest.len()));
             if later.is_empty() {
-                let wanted = Wanted::of_one(block, now, draw);
+                let wanted = Wanted {
+                    by: By::Tiles,
+                    ..Wanted::of_one(block, now, draw)
+                };
                 return Ok(self.choose(&wanted, guess)?[0]);
             }
-            self.pass(&alone(block, now, Logits::None))?;
+            self.feed(&alone(block, now, Logits::None), By::Tiles)?;
             rest = later;
         }
     }
@@ -432,12 +445,28 @@ impl Engine {
 }
 
 impl Wanted {
+    /// A token for each row of a batch whose logits are wanted, by 64 random bits for each.
+    pub fn new(batch: Batch, draws: Vec<u64>) -> Self {
+        Self {
+            batch,
+            by: By::Columns,
+            draws,
+        }
+    }
+
     /// One token, after `tokens` at the end of a block that sees nothing but itself.
     pub fn of_one(block: BlockId, tokens: &[TokenId], draw: u64) -> Self {
-        Self {
-            batch: alone(block, tokens, Logits::Last),
-            draws: vec![draw],
-        }
+        Self::new(alone(block, tokens, Logits::Last), vec![draw])
+    }
+
+    /// What is fed.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Whether another pass differs in nothing but the tokens that it feeds.
+    fn is_like(&self, other: &Self) -> bool {
+        self.batch.is_like(&other.batch) && self.by == other.by && self.draws == other.draws
     }
 }
 

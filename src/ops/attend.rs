@@ -61,7 +61,7 @@ pub static OP: Op = Op {
                 source: include_str!("../../shaders/attend.wgsl"),
                 consts,
                 elements: &[("Kv", 6)],
-                groups: |d| {
+                groups: |d, _| {
                     let p: Params = d.params.get();
                     let gqa = p.n_heads / p.n_kv_heads;
                     [
@@ -119,7 +119,7 @@ pub fn rows_per_work(head_dim: usize, n_heads: usize, n_kv_heads: usize) -> usiz
     (queries / (n_heads / n_kv_heads).max(1)).clamp(1, super::MAX_COLS)
 }
 
-fn consts(d: &Dispatch) -> Vec<(&'static str, u32)> {
+fn consts(d: &Dispatch, _: &Caps) -> Vec<(&'static str, u32)> {
     let p: Params = d.params.get();
     let heads = heads_per_group(p.head_dim, p.n_heads / p.n_kv_heads);
     vec![

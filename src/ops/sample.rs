@@ -38,9 +38,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/sample.wgsl",
                 source: include_str!("../../shaders/sample.wgsl"),
-                consts: |_| Vec::new(),
+                consts: |_, _| Vec::new(),
                 elements: &[],
-                groups: |d| [d.params.get::<Params>().n_rows, 1, 1],
+                groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
             }),
             fits: |d, _| d.args[0].cols() <= MOST,
         },

@@ -590,12 +590,13 @@ impl Session {
             },
         };
         let active = turns.iter().filter(|&&w| self.is_active(w));
-        Wanted {
-            batch: Batch {
-                turns: turns.iter().map(fed).collect(),
-            },
-            draws: active.map(|&w| self.sampling.draw(w, pass)).collect(),
-        }
+        let batch = Batch {
+            turns: turns.iter().map(fed).collect(),
+        };
+        Wanted::new(
+            batch,
+            active.map(|&w| self.sampling.draw(w, pass)).collect(),
+        )
     }
 
     /// The pass that feeds what is pending.
@@ -618,7 +619,7 @@ impl Session {
             return Ok(());
         }
         let wanted = self.wanted_now(&turns);
-        let fed = turns.iter().zip(&wanted.batch.turns);
+        let fed = turns.iter().zip(&wanted.batch().turns);
         let rows: Vec<Row> = fed
             .map(|(&worker, turn)| {
                 let own = self.shared.own[worker];

@@ -6,8 +6,8 @@
 // multiplication and integers. Sums of weights are exact, so that no order of summation can change a
 // token. Every question is then the same: where, in some order, does a running sum pass a number? The
 // k-th largest key, and the key at which top-p cuts, are found digit by digit, by bins of 8 bits; the
-// id that is drawn by runs of ids. With a top-k no larger than the workgroup, the k-th largest of the
-// lanes' best keys bounds what may stay, which is then listed in workgroup memory, by id.
+// id that is drawn by runs of ids. With a top-k of at most 256, the k-th largest of the best keys of 256
+// parts bounds what may stay, which is then listed in workgroup memory, by id.
 //
 // Logits are read as bits: a driver may flush floats that are too small to be normal.
 
@@ -27,7 +27,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> draws: array<vec2<u32>>;     // [n_rows]
 @group(0) @binding(4) var<storage, read_write> ids: array<u32>;       // [n_rows]
 
-const LANES = 256u;
+// Bins of a digit, runs of ids, and parts that a bound is found from; at most LANES.
+const BINS = 256u;
 // No token, and the key of what is not finite.
 const NONE = 0xffffffffu;
 // Entries of the list.
@@ -36,8 +37,9 @@ const LIST = 512u;
 // Numbers of 64 bits are pairs, the lower half first.
 
 // Sums by bin, in three limbs of 11 bits each, so that 2^21 weights do not overflow.
-var<workgroup> bins: array<atomic<u32>, 768>;
-var<workgroup> sums: array<vec2<u32>, LANES>;
+var<workgroup> bins: array<atomic<u32>, 3u * BINS>;
+var<workgroup> sums: array<vec2<u32>, BINS>;
+var<workgroup> bests: array<vec2<u32>, LANES>;
 var<workgroup> sixteens: array<vec2<u32>, 16>;
 var<workgroup> list_key: array<u32, LIST>;
 var<workgroup> list_id: array<u32, LIST>;
@@ -144,17 +146,19 @@ fn put(bin: u32, limbs: vec3<u32>) {
         atomicAdd(&bins[bin], limbs.x);
     }
     if limbs.y > 0u {
-        atomicAdd(&bins[256u + bin], limbs.y);
+        atomicAdd(&bins[BINS + bin], limbs.y);
     }
     if limbs.z > 0u {
-        atomicAdd(&bins[512u + bin], limbs.z);
+        atomicAdd(&bins[2u * BINS + bin], limbs.z);
     }
 }
 
-// Makes `sum` this lane's of the sums to search.
+// Makes `sum` this lane's of the sums to search, if there is one.
 fn settle(sum: vec2<u32>) {
     workgroupBarrier();
-    sums[lane] = sum;
+    if lane < BINS {
+        sums[lane] = sum;
+    }
     workgroupBarrier();
     if lane < 16u {
         var all = vec2(0u);
@@ -169,10 +173,14 @@ fn settle(sum: vec2<u32>) {
 // Makes the bins the sums to search, and empties them.
 fn settle_bins() {
     workgroupBarrier();
-    let x = atomicExchange(&bins[lane], 0u);
-    let y = atomicExchange(&bins[256u + lane], 0u);
-    let z = atomicExchange(&bins[512u + lane], 0u);
-    settle(plus(plus(vec2(x, 0u), vec2(y << 11u, y >> 21u)), vec2(z << 22u, z >> 10u)));
+    var sum = vec2(0u);
+    if lane < BINS {
+        let x = atomicExchange(&bins[lane], 0u);
+        let y = atomicExchange(&bins[BINS + lane], 0u);
+        let z = atomicExchange(&bins[2u * BINS + lane], 0u);
+        sum = plus(plus(vec2(x, 0u), vec2(y << 11u, y >> 21u)), vec2(z << 22u, z >> 10u));
+    }
+    settle(sum);
 }
 
 fn total() -> vec2<u32> {
@@ -184,7 +192,7 @@ fn total() -> vec2<u32> {
 }
 
 struct Found {
-    // Where the running sum passes the target; LANES if nowhere.
+    // Where the running sum passes the target; BINS if nowhere.
     at: u32,
     // The sum before it.
     before: vec2<u32>,
@@ -199,7 +207,7 @@ fn search(start: vec2<u32>, goal: vec2<u32>) -> Found {
         }
         found = Found(found.at + 16u, next);
     }
-    if found.at < LANES {
+    if found.at < BINS {
         for (var i = 0u; i < 16u; i++) {
             let next = plus(found.before, sums[found.at]);
             if exceeds(next, goal) {
@@ -241,7 +249,7 @@ fn descend(by_weight: bool, goal: vec2<u32>) -> Found {
         }
         settle_bins();
         let digit = search(found.before, goal);
-        is_there = is_there && digit.at < LANES;
+        is_there = is_there && digit.at < BINS;
         found = Found(found.at | (digit.at & 255u) << shift, digit.before);
         known |= 255u << shift;
     }
@@ -263,9 +271,10 @@ fn amount_of(key: u32, id: u32, ties: bool) -> u32 {
     return select(weight, 0u, weight < least);
 }
 
-// Entries of a run; all entries are at most LANES runs.
+// Entries of a run; all entries are at most BINS runs.
 fn run_length() -> u32 {
-    return (count + 1024u * LANES - 1u) / (1024u * LANES) * 1024u;
+    let least = 4u * LANES;
+    return (count + least * BINS - 1u) / (least * BINS) * least;
 }
 
 // Makes the sums of runs of entries the sums to search.
@@ -288,11 +297,11 @@ fn settle_runs(ties: bool) {
 
 // The id at which the running sum passes the goal, after `settle_runs`.
 fn find(ties: bool, goal: vec2<u32>) -> u32 {
-    let share = run_length() / LANES;
+    let share = run_length() / BINS;
     let run = search(vec2(0u), goal);
     var first = run.at * run_length() + lane * share;
     var sum = vec2(0u);
-    for (var i = first; i < min(first + share, count); i++) {
+    for (var i = first; i < min(first + share, count) && lane < BINS; i++) {
         sum = plus(sum, vec2(amount_of(keys_at(i).x, id_at(i), ties), 0u));
     }
     settle(sum);
@@ -308,6 +317,11 @@ fn find(ties: bool, goal: vec2<u32>) -> u32 {
     return NONE;
 }
 
+// The larger of two keys, with the lower id of equal ones.
+fn better(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+    return select(a, b, b.x > a.x || (b.x == a.x && b.y < a.y));
+}
+
 // The best key and its lowest id; whether anything is not finite shows in the key.
 fn find_best() -> vec2<u32> {
     var mine = vec2(0u, NONE);
@@ -318,17 +332,24 @@ fn find_best() -> vec2<u32> {
         mine = select(mine, vec2(keys.z, i + 2u * LANES), keys.z > mine.x);
         mine = select(mine, vec2(keys.w, i + 3u * LANES), keys.w > mine.x);
     }
-    sums[lane] = mine;
+    bests[lane] = mine;
     workgroupBarrier();
-    var all = mine;
+    if lane < BINS {
+        for (var i = lane + BINS; i < LANES; i += BINS) {
+            mine = better(mine, bests[i]);
+        }
+        sums[lane] = mine;
+    }
+    workgroupBarrier();
+    var all = vec2(0u, NONE);
     var rank = 0u;
-    for (var i = 0u; i < LANES; i++) {
+    for (var i = 0u; i < BINS; i++) {
         let other = sums[i];
-        all = select(all, other, other.x > all.x || (other.x == all.x && other.y < all.y));
+        all = better(all, other);
         rank += u32(other.x > mine.x || (other.x == mine.x && i < lane));
     }
     // As many keys as top-k asks for are at least this large.
-    if rank + 1u == params.top_k {
+    if lane < BINS && rank + 1u == params.top_k {
         bound = mine.x;
     }
     workgroupBarrier();
@@ -349,8 +370,9 @@ fn list() {
     let fits = n <= LIST;
     let in_list = min(n, LIST);
     let mine = vec2(lane, lane + LANES);
-    let keys = vec2(list_key[mine.x], list_key[mine.y]);
-    let tokens = vec2(list_id[mine.x], list_id[mine.y]);
+    let at = min(mine, vec2(LIST - 1u));
+    let keys = vec2(list_key[at.x], list_key[at.y]);
+    let tokens = vec2(list_id[at.x], list_id[at.y]);
     var rank = vec2(0u);
     for (var i = 0u; i < in_list; i++) {
         rank += vec2<u32>(vec2(list_id[i]) < tokens);
@@ -419,7 +441,7 @@ fn main(
     row = group.x;
     listed = false;
     count = params.limit;
-    for (var i = lane; i < 768u; i += LANES) {
+    for (var i = lane; i < 3u * BINS; i += LANES) {
         atomicStore(&bins[i], 0u);
     }
     if lane == 0u {
@@ -433,7 +455,7 @@ fn main(
         cut_id = 0u;
         least = 0u;
         if params.top_k > 0u {
-            if params.top_k <= LANES {
+            if params.top_k <= BINS {
                 list();
                 cut_key = max(bound, 1u);
             }

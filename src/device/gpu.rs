@@ -115,6 +115,9 @@ impl Gpu {
             caps: Caps {
                 subgroup: (info.subgroup_min_size, info.subgroup_max_size),
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                lanes: limits
+                    .max_compute_invocations_per_workgroup
+                    .min(limits.max_compute_workgroup_size_x),
             },
             device,
             queue,

@@ -62,6 +62,8 @@ pub struct Caps {
     pub subgroup: (u32, u32),
     /// Workgroup memory in bytes; zero on the CPU.
     pub workgroup_bytes: u32,
+    /// Most lanes of a workgroup; zero on the CPU.
+    pub lanes: u32,
 }
 
 impl Caps {
@@ -70,6 +72,7 @@ impl Caps {
         Self {
             subgroup: (0, 0),
             workgroup_bytes: 0,
+            lanes: 0,
         }
     }
 }

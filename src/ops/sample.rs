@@ -8,7 +8,9 @@ use rayon::prelude::*;
 use super::case::{Rng, case, floats, output, words};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
-use crate::device::{Args, Case, DType, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl};
+use crate::device::{
+    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
+};
 use crate::sampler::Sampling;
 pub use crate::sampler::{Rule, mask};
 
@@ -33,15 +35,15 @@ pub static OP: Op = Op {
     ],
     reference: choose,
     kernels: &[
+        // A row has one workgroup, which is best as wide as can be: it waits for memory.
         Kernel {
-            name: "row",
-            run: Run::Wgsl(Wgsl {
-                file: "shaders/sample.wgsl",
-                source: include_str!("../../shaders/sample.wgsl"),
-                consts: |_, _| Vec::new(),
-                elements: &[],
-                groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
-            }),
+            name: "wide",
+            run: Run::Wgsl(wgsl(|_, _| vec![("LANES", 1024)])),
+            fits: |d, caps| caps.lanes >= 1024 && d.args[0].cols() <= MOST,
+        },
+        Kernel {
+            name: "narrow",
+            run: Run::Wgsl(wgsl(|_, _| vec![("LANES", 256)])),
             fits: |d, _| d.args[0].cols() <= MOST,
         },
         Kernel {
@@ -53,6 +55,16 @@ pub static OP: Op = Op {
     cases,
     tolerance: Tolerance::with_abs(0.0),
 };
+
+const fn wgsl(consts: fn(&Dispatch, &Caps) -> Vec<(&'static str, u32)>) -> Wgsl {
+    Wgsl {
+        file: "shaders/sample.wgsl",
+        source: include_str!("../../shaders/sample.wgsl"),
+        consts,
+        elements: &[],
+        groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
+    }
+}
 
 /// Uniform of `sample.wgsl`.
 #[repr(C)]

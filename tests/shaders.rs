@@ -36,8 +36,9 @@ fn variants(op: &Op, wgsl: &Wgsl) -> Vec<Variant> {
             args,
         };
         // Subgroups as NVIDIA has them, and as llvmpipe has them.
-        let caps = [32, 8].map(|lanes| Caps {
+        let caps = [(32, 16), (8, 8)].map(|(lanes, matrix)| Caps {
             subgroup: (lanes, lanes),
+            matrix,
             ..Caps::cpu()
         });
         let all = caps.map(|caps| Variant::of(wgsl, &dispatch, &caps));
@@ -140,7 +141,12 @@ fn every_file_of_the_folder_is_used() {
     let part = |name: &str| format!("shaders/parts/{name}.wgsl");
     used.extend(PARTS.iter().map(|(name, _)| part(name)));
     used.extend(["f32", "f16", "bf16", "u4", "u8"].map(|t| part(&format!("element_{t}"))));
-    for folder in ["shaders", "shaders/parts", "shaders/tiles"] {
+    for folder in [
+        "shaders",
+        "shaders/parts",
+        "shaders/tiles",
+        "shaders/matrix",
+    ] {
         for file in std::fs::read_dir(folder).unwrap() {
             let name = format!("{folder}/{}", file.unwrap().file_name().to_string_lossy());
             assert!(

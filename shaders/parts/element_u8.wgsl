@@ -6,6 +6,7 @@ alias Element8 = vec4<u32>;
 
 const ELEMENT_RUNS = 2u;
 const ELEMENT_CODED = true;
+const ELEMENT_SPLIT = true; // One f16 does not hold it.
 
 // Four codes of a word, less the zero point.
 fn element_codes(bits: u32, scale: u32) -> vec4<f32> {

@@ -63,6 +63,16 @@ pub(super) fn check_ids<'a>(
     }
 }
 
+/// A bar over bytes on standard error, where that is a terminal.
+pub(super) fn bar(verb: &str, bytes: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(&format!("{verb} {style}"));
+    ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 impl LoadArgs {
     /// Says something on standard error.
     pub(super) fn note(&self, text: &str) {
@@ -94,15 +104,7 @@ impl LoadArgs {
         files: &ModelFiles,
         n_positions: usize,
     ) -> Result<Arc<Model>> {
-        let bar = if self.quiet || !std::io::stderr().is_terminal() {
-            ProgressBar::hidden()
-        } else {
-            ProgressBar::new(files.weight_bytes())
-        };
-        let style = "loading {bar:30} {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
-        bar.set_style(
-            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));
         bar.finish_and_clear();

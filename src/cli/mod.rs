@@ -10,6 +10,7 @@ mod generate;
 mod kernels;
 mod load;
 pub mod output;
+mod quantize;
 mod replay;
 
 use std::io::{ErrorKind, Write as _};
@@ -54,6 +55,8 @@ enum Command {
     Replay(replay::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
+    /// Make a model directory with weights of 4 or 8 bits of one in float
+    Quantize(quantize::Args),
     /// List the ops and their kernels, and hold kernels to their reference
     #[command(subcommand)]
     Kernels(kernels::Command),
@@ -68,6 +71,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
     }
 }

@@ -64,6 +64,8 @@ pub struct Caps {
     pub workgroup_bytes: u32,
     /// Most lanes of a workgroup; zero on the CPU.
     pub lanes: u32,
+    /// Size of the cooperative matrices that multiply f16 and add up in f32; zero where there are none.
+    pub matrix: u32,
 }
 
 impl Caps {
@@ -73,6 +75,7 @@ impl Caps {
             subgroup: (0, 0),
             workgroup_bytes: 0,
             lanes: 0,
+            matrix: 0,
         }
     }
 }

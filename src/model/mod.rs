@@ -1,8 +1,9 @@
 //! A model folder: what it says about itself, and the tensors it holds.
 //!
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
-//! what a weight file says about itself, `weights` finds the tensors and reads them in pieces, and
-//! `tensors` holds which of them a model needs. Any of these files may be damaged or hostile: the
+//! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
+//! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
+//! `quantize` makes such a folder. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
 pub mod config;
@@ -12,6 +13,8 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+pub mod quant;
+pub mod quantize;
 pub mod tensors;
 pub mod weights;
 
@@ -23,7 +26,7 @@ pub use config::{Config, GenerationConfig, Rope, RopeKind};
 pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
-pub use tensors::{Group, TensorMap, Want};
+pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;
 
 use crate::{Result, TokenId};
@@ -132,7 +135,7 @@ impl ModelFiles {
 const PIECE: usize = 64 << 10;
 
 /// Opens a model folder and reads every tensor that the model needs once, in pieces of 64 KiB,
-/// looking for numbers that are not finite.
+/// looking for numbers that are not finite, and for orders of channels that are none.
 ///
 /// # Errors
 /// As [`ModelFiles::open`], and if a weight is NaN or infinite or its file ends early.
@@ -142,6 +145,9 @@ pub fn check(dir: impl AsRef<Path>) -> Result<ModelFiles> {
         files
             .checkpoint
             .read_pieces(&want.name, PIECE, |_, _| Ok(()))?;
+    }
+    for packed in files.tensors.all_packed() {
+        files.checkpoint.order(packed)?;
     }
     Ok(files)
 }

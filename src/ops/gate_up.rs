@@ -7,7 +7,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::case::{Rng, case, floats, output};
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, matrix, tile_consts, tile_groups,
+    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
+    matrix_groups, tile_consts, tile_groups,
 };
 use super::u32_of;
 use crate::device::Access::{Read, Write};
@@ -30,6 +31,22 @@ pub static OP: Op = Op {
     ],
     reference,
     kernels: &[
+        Kernel {
+            name: "matrix",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/matrix/gate_up.wgsl",
+                source: include_str!("../../shaders/matrix/gate_up.wgsl"),
+                consts: |d, caps| matrix_consts(d.params.get::<Params>().group, caps),
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    matrix_groups(p.n_out.div_ceil(2), p.n_rows)
+                },
+            }),
+            fits: |d, caps| {
+                d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
+            },
+        },
         Kernel {
             name: "tiles",
             run: Run::Wgsl(Wgsl {

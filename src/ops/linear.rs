@@ -118,6 +118,23 @@ pub(super) fn column_groups(n_quads: u32, n_rows: u32, caps: &Caps) -> [u32; 3] 
     ]
 }
 
+/// Constants of `parts/matrix.wgsl`.
+pub(super) fn matrix_consts(group: u32, caps: &Caps) -> Vec<(&'static str, u32)> {
+    vec![("GROUP", (group / 8).max(1)), ("MATRIX", caps.matrix)]
+}
+
+/// Whether the adapter has cooperative matrices, and a workgroup as many subgroups as they make blocks:
+/// 4 of 32 lanes where they are 16 wide, 16 of 8 lanes where they are 8 wide.
+pub(super) fn has_matrices(caps: &Caps) -> bool {
+    caps.subgroup.0 == caps.subgroup.1
+        && matches!((caps.matrix, caps.subgroup.0), (16, 32) | (8, 8))
+}
+
+/// Workgroups by cooperative matrices: 16 quads and 64 rows each, as in `parts/matrix.wgsl`.
+pub(super) fn matrix_groups(n_quads: u32, n_rows: u32) -> [u32; 3] {
+    [n_quads.div_ceil(16), n_rows.div_ceil(64), 1]
+}
+
 /// Workgroups by tiles: 16 quads and 32 rows each, as in `parts/tiles.wgsl`.
 pub(super) fn tile_groups(n_quads: u32, n_rows: u32) -> [u32; 3] {
     [n_quads.div_ceil(16), n_rows.div_ceil(32), 1]

@@ -8,6 +8,7 @@
 pub mod attend;
 pub mod embed;
 pub mod gate_up;
+pub mod gather;
 pub mod linear;
 pub mod merge;
 pub mod place;
@@ -26,6 +27,7 @@ use crate::device::Op;
 pub static OPS: &[&Op] = &[
     &embed::OP,
     &rms_norm::OP,
+    &gather::OP,
     &qkv::OP,
     &project::OP,
     &place::OP,

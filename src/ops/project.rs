@@ -8,12 +8,14 @@ use bytemuck::{Pod, Zeroable};
 use super::case::{Rng, case, floats, output};
 use super::dot::ROWS;
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, matrix, tile_consts, tile_groups,
+    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
+    matrix_groups, tile_consts, tile_groups,
 };
 use super::u32_of;
 use crate::device::Access::{Read, ReadWrite};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View, Wgsl,
+    Args, Caps, Case, DType, Data, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
 };
 
 /// The op.
@@ -33,6 +35,27 @@ pub static OP: Op = Op {
     ],
     reference,
     kernels: &[
+        Kernel {
+            name: "matrix",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/matrix/project.wgsl",
+                source: include_str!("../../shaders/matrix/project.wgsl"),
+                consts: |d, caps| {
+                    let p: Params = d.params.get();
+                    let mut consts = matrix_consts(p.group, caps);
+                    consts.push(("NORM", p.norm));
+                    consts
+                },
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    matrix_groups(p.n_out.div_ceil(4), p.n_rows)
+                },
+            }),
+            fits: |d, caps| {
+                d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
+            },
+        },
         Kernel {
             name: "tiles",
             run: Run::Wgsl(Wgsl {
@@ -208,6 +231,8 @@ struct Scene {
     norm: Option<(usize, f32)>,
     group: usize,
     by: By,
+    /// What x is multiplied by, and the weight divided.
+    scale: f32,
 }
 
 impl Scene {
@@ -239,7 +264,15 @@ impl Scene {
             }
         }
         let gamma = rng.scaled(k, 2.0);
-        let [weight, scales] = matrix(&mut rng, self.dtype, [n_out, k], self.group);
+        let [mut weight, scales] = matrix(&mut rng, self.dtype, [n_out, k], self.group);
+        for x in &mut x {
+            *x *= self.scale;
+        }
+        if let Data::Floats(weight) = &mut weight.data {
+            for w in weight {
+                *w /= self.scale;
+            }
+        }
         let bias = rng.scaled(first + n_out, 30.0);
         let y = rng.scaled(n_rows * y_cols, 30.0);
         let y = if add {
@@ -267,6 +300,7 @@ const BASE: Scene = Scene {
     norm: None,
     group: 32,
     by: By::Columns,
+    scale: 1.0,
 };
 
 fn cases() -> Vec<Case> {
@@ -357,7 +391,7 @@ fn tile_cases() -> impl Iterator<Item = Case> {
         (DType::U4, [31, 352, 66], Some((352, 1e-5))),
         (DType::U8, [32, 64, 64], None),
     ];
-    shapes.into_iter().map(|(dtype, shape, norm)| {
+    let scenes = shapes.into_iter().map(|(dtype, shape, norm)| {
         let scene = Scene {
             dtype,
             shape,
@@ -367,5 +401,14 @@ fn tile_cases() -> impl Iterator<Item = Case> {
             ..BASE
         };
         scene.case(&format!("tiles of {dtype}: {} rows", shape[0]))
-    })
+    });
+    // Beyond the range of f16, and near its least numbers.
+    let massive = Scene {
+        dtype: DType::BF16,
+        shape: [5, 1768, 38],
+        by: By::Tiles,
+        scale: 2e4,
+        ..BASE
+    };
+    scenes.chain([massive.case("tiles of massive activations")])
 }

@@ -10,7 +10,8 @@ use bytemuck::{Pod, Zeroable};
 use super::case::{Rng, case, floats, output, words};
 use super::dot::ROWS;
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, matrix, tile_consts, tile_groups,
+    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
+    matrix_groups, tile_consts, tile_groups,
 };
 use super::place::{Arena, rotate, store};
 use super::u32_of;
@@ -48,6 +49,27 @@ pub static OP: Op = Op {
     ],
     reference,
     kernels: &[
+        Kernel {
+            name: "matrix",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/matrix/qkv.wgsl",
+                source: include_str!("../../shaders/matrix/qkv.wgsl"),
+                consts: |d, caps| {
+                    let p: Params = d.params.get();
+                    let mut consts = matrix_consts(p.group, caps);
+                    consts.push(("HEAD_DIM", p.head_dim));
+                    consts
+                },
+                elements: &[("Weight", 2), ("Kv", 8)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    matrix_groups(p.n_out() / 4, p.n_rows)
+                },
+            }),
+            fits: |d, caps| {
+                d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
+            },
+        },
         Kernel {
             name: "tiles",
             run: Run::Wgsl(Wgsl {

@@ -13,7 +13,7 @@ pub const PAGE: usize = 16;
 pub struct BlockId(pub u32);
 
 /// The pages of one arena and the blocks that hold them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
     /// Free pages; the next to be given is the last.
     free: Vec<u32>,
@@ -22,7 +22,7 @@ pub struct Pages {
     blocks: Vec<Option<Block>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Block {
     pages: Vec<u32>,
     len: usize,

@@ -424,6 +424,11 @@ impl Model {
 }
 
 impl Scratch {
+    /// The tokens of the last pass that was recorded, one for each row.
+    pub fn tokens(&self) -> Option<&Tensor> {
+        self.inputs[0].as_ref()
+    }
+
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
     pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()

@@ -16,6 +16,7 @@ pub mod place;
 pub mod project;
 pub mod qkv;
 pub mod rms_norm;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -35,6 +36,7 @@ pub static OPS: &[&Op] = &[
     &merge::OP,
     &gate_up::OP,
     &select_rows::OP,
+    &sample::OP,
     &fill::OP,
 ];
 

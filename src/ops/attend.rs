@@ -64,11 +64,8 @@ pub static OP: Op = Op {
                 groups: |d| {
                     let p: Params = d.params.get();
                     let gqa = p.n_heads / p.n_kv_heads;
-                    [
-                        p.n_work,
-                        p.n_kv_heads,
-                        gqa.div_ceil(heads_per_group(p.head_dim, gqa)),
-                    ]
+                    let heads = Geometry::of(p.head_dim, gqa).heads();
+                    [p.n_work, p.n_kv_heads, gqa.div_ceil(heads)]
                 },
             }),
             fits,
@@ -103,29 +100,56 @@ struct Params {
     scale: f32,
 }
 
-/// Query vectors that a workgroup holds: 24 KiB of workgroup memory, and few enough accumulators.
-fn queries_per_group(head_dim: u32) -> u32 {
-    (24 * 1024 / (4 * head_dim)).min(48)
+/// How a workgroup of `attend.wgsl` is laid out; only `rows` depends on the batch.
+struct Geometry {
+    /// Query heads that one lane serves.
+    lane_heads: u32,
+    /// Teams of lanes that share the heads of a row.
+    parts: u32,
+    /// Most rows of a work item.
+    rows: u32,
 }
 
-/// Query heads of one KV head that a workgroup serves together.
-fn heads_per_group(head_dim: u32, gqa: u32) -> u32 {
-    gqa.min(queries_per_group(head_dim))
+impl Geometry {
+    fn of(head_dim: u32, gqa: u32) -> Self {
+        // A lane keeps a slice of each of its queries, and sums for eight channels of each: at most 80
+        // numbers of either, or they do not stay in registers.
+        let most = (10 / (head_dim / 8).div_ceil(8)).clamp(1, 5);
+        let lane_heads = gqa.div_ceil(gqa.div_ceil(most));
+        let teams = if lane_heads > 2 { 8 } else { 16 };
+        let parts = gqa.div_ceil(lane_heads).min(teams);
+        Self {
+            lane_heads,
+            parts,
+            rows: teams / parts,
+        }
+    }
+
+    /// Query heads of one KV head that a workgroup serves together.
+    fn heads(&self) -> u32 {
+        self.lane_heads * self.parts
+    }
 }
 
 /// Most rows of a work item for a model's heads: a constant of the model, never of the batch.
 pub fn rows_per_work(head_dim: usize, n_heads: usize, n_kv_heads: usize) -> usize {
-    let queries = queries_per_group(u32_of(head_dim)) as usize;
-    (queries / (n_heads / n_kv_heads).max(1)).clamp(1, super::MAX_COLS)
+    let gqa = u32_of((n_heads / n_kv_heads).max(1));
+    Geometry::of(u32_of(head_dim), gqa).rows as usize
 }
 
 fn consts(d: &Dispatch) -> Vec<(&'static str, u32)> {
     let p: Params = d.params.get();
-    let heads = heads_per_group(p.head_dim, p.n_heads / p.n_kv_heads);
+    let geometry = Geometry::of(p.head_dim, p.n_heads / p.n_kv_heads);
+    let teams = p.rows_per_work * geometry.parts;
+    let steps = teams.div_ceil(4).next_power_of_two();
+    let chunks = p.head_dim / 8;
     vec![
         ("HEAD_DIM", p.head_dim),
-        ("HEADS", heads),
-        ("ROWS", p.rows_per_work),
+        ("LANE_HEADS", geometry.lane_heads),
+        ("PARTS", geometry.parts),
+        ("TEAMS", teams.next_multiple_of(steps)),
+        ("STEPS", steps),
+        ("SHARES", 1 << (64 / chunks).min(16).ilog2()),
     ]
 }
 
@@ -247,7 +271,7 @@ fn reference(args: &mut Args<'_>) {
                 for tile in tiles.u32s()[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4)
                 {
                     let location = locations.i32s()[tile[3] as usize * p.n_rows as usize + row];
-                    for key in 0..tile[2] {
+                    for key in 0..tile[2] & 0xffff {
                         if i64::from(tile[1] + key) > i64::from(location) {
                             continue;
                         }
@@ -366,7 +390,7 @@ impl Inputs<'_> {
                         }
                     }
                 }
-                for key in 0..tile[2] as usize {
+                for key in 0..(tile[2] & 0xffff) as usize {
                     let at = ((tile[0] as usize + key) * kv_heads + kv_head) * dim;
                     widen(self.keys, at, &mut tile_keys[key * dim..][..dim]);
                     widen(self.values, at, &mut tile_values[key * dim..][..dim]);
@@ -374,7 +398,7 @@ impl Inputs<'_> {
                 for (i, row) in rows.iter().enumerate() {
                     // The first key index that the row does not see any more.
                     let end = i64::from(location(*row)) + 1 - i64::from(tile[1]);
-                    let visible = usize::try_from(end).unwrap_or(0).min(tile[2] as usize);
+                    let visible = usize::try_from(end).unwrap_or(0).min((tile[2] & 0xffff) as usize);
                     if visible == 0 {
                         continue;
                     }
@@ -449,7 +473,11 @@ impl Scene<'_> {
         }
         for chunk in flat.chunks((self.split / TILE).max(1)) {
             let first_tile = tiles.len() / 4;
-            tiles.extend(chunk.iter().flatten().map(|&n| u32_of(n)));
+            let mut start = 0;
+            for &[slot, first, keys, block] in chunk {
+                tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
+                start += keys;
+            }
             let sees = |row: &usize| chunk.iter().any(|tile| self.locations[*row][tile[3]] >= 0);
             let rows: Vec<u32> = (0..n_rows).filter(sees).map(u32_of).collect();
             for rows in rows.chunks(cap) {
@@ -495,7 +523,7 @@ impl Scene<'_> {
             let mut data = rng.scaled(n_slots * kv_heads * dim, 3.0e4);
             for tile in tiles.chunks_exact(4) {
                 let from = tile[0] as usize * kv_heads * dim;
-                for v in &mut data[from..from + tile[2] as usize * kv_heads * dim] {
+                for v in &mut data[from..from + (tile[2] & 0xffff) as usize * kv_heads * dim] {
                     *v *= self.range / 3.0e4;
                 }
             }

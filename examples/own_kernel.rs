@@ -65,10 +65,10 @@ fn kernel(name: &'static str, source: &'static str) -> Kernel {
         run: Run::Wgsl(Wgsl {
             file: "examples/own_kernel.rs",
             source,
-            consts: |_| vec![("ROWS_PER_GROUP", ROWS_PER_GROUP)],
+            consts: |_, _| vec![("ROWS_PER_GROUP", ROWS_PER_GROUP)],
             elements: &[],
             // The first parameter is n_rows.
-            groups: |d| [d.params.get::<[u32; 4]>()[0].div_ceil(ROWS_PER_GROUP), 1, 1],
+            groups: |d, _| [d.params.get::<[u32; 4]>()[0].div_ceil(ROWS_PER_GROUP), 1, 1],
         }),
         // A kernel says on which devices and shapes it can run; the judge calls the rest unsupported.
         fits: |_, caps| caps.subgroup.0 >= 4,

@@ -10,7 +10,6 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
-    norm: u32,
     eps: f32,
 }
 
@@ -47,7 +46,7 @@ fn main(
     }
     sums[lane] = dot(a, a) + dot(b, b);
     workgroupBarrier();
-    if params.norm == 1u && head < n_qk {
+    if head < n_qk {
         var total = 0.0;
         for (var i = 0u; i < HALF; i++) {
             total += sums[i];

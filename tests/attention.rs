@@ -431,12 +431,23 @@ fn bits_do_not_depend_on_where_a_prefill_is_cut() {
                 assert!(got.0 == want.0, "pieces of {cut} changed a logit");
                 assert!(got.1 == want.1, "pieces of {cut} changed the cache");
             }
-            // As the engine itself cuts it.
-            let mut engine = engine(&model, DType::F32, 64);
-            let block = engine.cache.pages.open();
-            let got = engine.prefill(block, &text, Logits::All);
-            assert!(bits(&got.unwrap()) == want.0, "prefill changed a logit");
-            assert!(arena(&engine) == want.1, "prefill changed the cache");
+            // A prefill goes by tiles, which add up in an order of their own.
+            let run = |cut: usize| {
+                let mut engine = engine(&model, DType::F32, 64);
+                let block = engine.cache.pages.open();
+                let mut out = Vec::new();
+                for piece in text.chunks(cut) {
+                    out.extend(engine.prefill(block, piece, Logits::All).unwrap());
+                }
+                (bits(&out), arena(&engine))
+            };
+            let by_tiles = run(n);
+            for &cut in cuts {
+                let got = run(cut);
+                assert!(got.0 == by_tiles.0, "prefill by {cut} changed a logit");
+                assert!(got.1 == by_tiles.1, "prefill by {cut} changed the cache");
+            }
+            assert_near(&by_tiles.0, &want.0);
         }
     }
 }
@@ -496,6 +507,15 @@ fn one_worker_is_plain_decoding() {
         let [empty, nothing, own] = [pages.open(), pages.open(), pages.open()];
         pages.close(empty);
         let mut got = worker.prefill(own, &text[..300], Logits::Last).unwrap();
+        assert_near(&bits(&got), &want[299..300]);
+        // The prefill's own sums run in another order; fed by a pass, the bits are the same, too.
+        worker.cache.pages.truncate(own, 0);
+        got = worker
+            .pass(&batch([Turn {
+                logits: Logits::Last,
+                ..turn(&[own], &text[..300])
+            }]))
+            .unwrap();
         for token in &text[300..] {
             let view = [empty, nothing, own];
             got.extend(worker.pass(&batch([turn(&view, &[*token])])).unwrap());
@@ -503,6 +523,20 @@ fn one_worker_is_plain_decoding() {
         assert_eq!(got.len(), 21, "the last of the prompt and 20 more");
         assert!(bits(&got) == want[299..], "decoding differs from prefill");
     }
+}
+
+/// Logits that differ by the order of summation at most, and are large enough to tell.
+fn assert_near(got: &[Vec<u32>], want: &[Vec<u32>]) {
+    let numbers = |rows: &[Vec<u32>]| -> Vec<f32> {
+        rows.iter().flatten().map(|&b| f32::from_bits(b)).collect()
+    };
+    let (got, want) = (numbers(got), numbers(want));
+    assert_eq!(got.len(), want.len(), "as many logits");
+    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+    let worst = worst.fold(0.0, f32::max);
+    let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert!(largest > 0.1, "logits of {largest} tell nothing");
+    assert!(worst <= 2e-5 * largest.max(1.0), "{worst} of {largest}");
 }
 
 /// Blocks of every kind, three workers, steps that close: all logits against the textbook.

@@ -22,6 +22,7 @@ use hogwild::cache::plan::{Batch, Logits, Plan, Turn as Fed, plan};
 use hogwild::demo::{self, Problem};
 use hogwild::device::{DType, Device};
 use hogwild::model::{Engine, Model, Scratch};
+use hogwild::ops::linear::By;
 use hogwild::protocol::{NAMES, Problem as Asked, Protocol, Turn};
 use hogwild::sampler::Sampling;
 use hogwild::text::Date;
@@ -212,7 +213,9 @@ fn spoiled(model: &Arc<Model>, problem: &Problem, what: Spoiled, script: &mut Ve
         if what == Spoiled::PositionsNotAdvanced {
             shift(&mut plan, &engine, &shared, &pending);
         }
-        let recording = model.forward(&plan, &engine.cache, &mut scratch).unwrap();
+        let recording = model
+            .forward(&plan, By::Columns, &engine.cache, &mut scratch)
+            .unwrap();
         model.device().play(&recording).unwrap();
         let vocab = model.config().vocab_size;
         let logits = model

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use hogwild::device::{Access, DType, Kernel, Op, PARTS, Run, Variant, Wgsl, compose, reflect};
+use hogwild::device::{
+    Access, Caps, DType, Kernel, Op, PARTS, Run, Variant, Wgsl, compose, reflect,
+};
 use hogwild::ops::OPS;
 
 fn shaders() -> impl Iterator<Item = (&'static Op, &'static Kernel, &'static Wgsl)> {
@@ -33,11 +35,21 @@ fn variants(op: &Op, wgsl: &Wgsl) -> Vec<Variant> {
             params: case.params,
             args,
         };
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let mut variant = Variant::of(wgsl, &dispatch);
+        // Subgroups as NVIDIA has them, and as llvmpipe has them.
+        let caps = [(32, 16), (8, 8)].map(|(lanes, matrix)| Caps {
+            subgroup: (lanes, lanes),
+            matrix,
+            ..Caps::cpu()
+        });
+        let all = caps.map(|caps| Variant::of(wgsl, &dispatch, &caps));
+        let floats = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+            let mut variant = all[0].clone();
             for element in &mut variant.elements {
                 element.1 = dtype;
             }
+            variant
+        });
+        for variant in all.into_iter().chain(floats) {
             if !out.contains(&variant) {
                 out.push(variant);
             }
@@ -128,8 +140,13 @@ fn every_file_of_the_folder_is_used() {
     }
     let part = |name: &str| format!("shaders/parts/{name}.wgsl");
     used.extend(PARTS.iter().map(|(name, _)| part(name)));
-    used.extend(["f32", "f16", "bf16"].map(|t| part(&format!("element_{t}"))));
-    for folder in ["shaders", "shaders/parts"] {
+    used.extend(["f32", "f16", "bf16", "u4", "u8"].map(|t| part(&format!("element_{t}"))));
+    for folder in [
+        "shaders",
+        "shaders/parts",
+        "shaders/tiles",
+        "shaders/matrix",
+    ] {
         for file in std::fs::read_dir(folder).unwrap() {
             let name = format!("{folder}/{}", file.unwrap().file_name().to_string_lossy());
             assert!(
@@ -148,9 +165,9 @@ fn an_error_names_the_file_and_the_line() {
     let broken = |source| Wgsl {
         file: "where/it/lies/mine.wgsl",
         source,
-        consts: |_| Vec::new(),
+        consts: |_, _| Vec::new(),
         elements: &[],
-        groups: |_| [1, 1, 1],
+        groups: |_, _| [1, 1, 1],
     };
     let variant = Variant {
         consts: vec![("N", 4)],

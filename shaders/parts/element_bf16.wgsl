@@ -27,3 +27,16 @@ fn element2_store(v: vec2<f32>) -> Element2 {
     let rounded = (bits + vec2<u32>(0x7fffu) + ((bits >> vec2<u32>(16u)) & vec2<u32>(1u))) >> vec2<u32>(16u);
     return rounded.x | (rounded.y << 16u);
 }
+
+// A load holds one run of eight, which is its own scale.
+const ELEMENT_RUNS = 1u;
+const ELEMENT_CODED = false;
+const ELEMENT_SPLIT = true; // f16 has not its range.
+
+fn element_run_lo(v: Element8, run: u32, scale: u32) -> vec4<f32> {
+    return element8_lo(v);
+}
+
+fn element_run_hi(v: Element8, run: u32, scale: u32) -> vec4<f32> {
+    return element8_hi(v);
+}

@@ -24,3 +24,16 @@ fn element2_load(v: Element2) -> vec2<f32> {
 fn element2_store(v: vec2<f32>) -> Element2 {
     return pack2x16float(v);
 }
+
+// A load holds one run of eight, which is its own scale.
+const ELEMENT_RUNS = 1u;
+const ELEMENT_CODED = false;
+const ELEMENT_SPLIT = false; // One f16 holds it.
+
+fn element_run_lo(v: Element8, run: u32, scale: u32) -> vec4<f32> {
+    return element8_lo(v);
+}
+
+fn element_run_hi(v: Element8, run: u32, scale: u32) -> vec4<f32> {
+    return element8_hi(v);
+}

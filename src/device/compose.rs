@@ -3,10 +3,11 @@
 //! No preprocessor: a part is prepended whole, an element type is a part with its name filled in.
 //! Every line of the result knows the file it came from, so that errors point there.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::op::Wgsl;
-use super::{DType, Dispatch};
+use super::{Caps, DType, Dispatch};
 use crate::{Error, Result};
 
 /// The parts that a kernel can name in its first line, `// uses: a, b`.
@@ -16,12 +17,32 @@ pub const PARTS: &[(&str, &str)] = &[
         include_str!("../../shaders/parts/softmax_state.wgsl"),
     ),
     ("rope", include_str!("../../shaders/parts/rope.wgsl")),
-    ("dot8", include_str!("../../shaders/parts/dot8.wgsl")),
+    ("linear", include_str!("../../shaders/parts/linear.wgsl")),
+    ("columns", include_str!("../../shaders/parts/columns.wgsl")),
+    ("tiles", include_str!("../../shaders/parts/tiles.wgsl")),
+    ("matrix", include_str!("../../shaders/parts/matrix.wgsl")),
+    (
+        "project_op",
+        include_str!("../../shaders/parts/project_op.wgsl"),
+    ),
+    (
+        "gate_up_op",
+        include_str!("../../shaders/parts/gate_up_op.wgsl"),
+    ),
+    ("qkv_op", include_str!("../../shaders/parts/qkv_op.wgsl")),
 ];
 
 const ELEMENT_F32: &str = include_str!("../../shaders/parts/element_f32.wgsl");
 const ELEMENT_F16: &str = include_str!("../../shaders/parts/element_f16.wgsl");
 const ELEMENT_BF16: &str = include_str!("../../shaders/parts/element_bf16.wgsl");
+const ELEMENT_U4: &str = include_str!("../../shaders/parts/element_u4.wgsl");
+const ELEMENT_U8: &str = include_str!("../../shaders/parts/element_u8.wgsl");
+
+/// How the directives begin that WGSL wants before everything else.
+const ENABLE: &str = "enable ";
+
+/// The constant that brings the types of cooperative matrices of its size: `MatrixA`, `MatrixB`, `MatrixC`.
+const MATRIX: &str = "MATRIX";
 
 /// A composed shader and where its lines came from.
 #[derive(Clone, Debug)]
@@ -33,11 +54,14 @@ pub struct Composed {
 }
 
 impl Composed {
+    /// Appends a file. Its `enable` lines are left blank: they stand in the prelude.
     fn push(&mut self, file: &str, text: &str) {
         self.pieces
             .push((file.to_owned(), self.text.lines().count() + 1));
-        self.text.push_str(text);
-        if !self.text.ends_with('\n') {
+        for line in text.lines() {
+            if !line.starts_with(ENABLE) {
+                self.text.push_str(line);
+            }
             self.text.push('\n');
         }
     }
@@ -60,7 +84,9 @@ impl Composed {
             self.error(line, e.message())
         })?;
         let capabilities = naga::valid::Capabilities::SUBGROUP
-            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | naga::valid::Capabilities::SHADER_FLOAT16
+            | naga::valid::Capabilities::COOPERATIVE_MATRIX;
         let mut validator =
             naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
         validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
@@ -99,9 +125,9 @@ pub struct Variant {
 
 impl Variant {
     /// The variant of a kernel that a dispatch needs.
-    pub fn of(wgsl: &Wgsl, dispatch: &Dispatch) -> Self {
+    pub fn of(wgsl: &Wgsl, dispatch: &Dispatch, caps: &Caps) -> Self {
         Self {
-            consts: (wgsl.consts)(dispatch),
+            consts: (wgsl.consts)(dispatch, caps),
             elements: wgsl
                 .elements
                 .iter()
@@ -117,51 +143,61 @@ impl Variant {
 /// [`Error::Shader`] if the first line names a part that does not exist.
 ///
 /// # Panics
-/// If an element type is of integers.
+/// If an element type is [`DType::U32`].
 pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
-    let mut out = Composed {
-        text: String::new(),
-        pieces: Vec::new(),
-    };
-    let mut prelude = String::from("const NEG_LARGE = -3.0e38f;\n");
-    for (name, value) in &variant.consts {
-        // Writing to a string cannot fail.
-        let _ = writeln!(prelude, "const {name} = {value}u;");
-    }
-    out.push("(prelude)", &prelude);
+    let mut pieces: Vec<(String, Cow<'static, str>)> = Vec::new();
     for (name, dtype) in &variant.elements {
         let (file, template) = match dtype {
             DType::F32 => ("shaders/parts/element_f32.wgsl", ELEMENT_F32),
             DType::F16 => ("shaders/parts/element_f16.wgsl", ELEMENT_F16),
             DType::BF16 => ("shaders/parts/element_bf16.wgsl", ELEMENT_BF16),
-            DType::U32 | DType::U4 | DType::U8 => panic!("an element type is a float type"),
+            DType::U4 => ("shaders/parts/element_u4.wgsl", ELEMENT_U4),
+            DType::U8 => ("shaders/parts/element_u8.wgsl", ELEMENT_U8),
+            DType::U32 => panic!("integers are no element type"),
         };
         let text = template
             .replace("Element", name)
-            .replace("element", &name.to_lowercase());
-        out.push(file, &text);
+            .replace("element", &name.to_lowercase())
+            .replace("ELEMENT", &name.to_uppercase());
+        pieces.push((file.to_owned(), text.into()));
     }
     let first = wgsl.source.lines().next().unwrap_or_default();
-    for name in first
-        .strip_prefix("// uses:")
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-    {
-        match PARTS.iter().find(|(part, _)| *part == name) {
-            Some((_, text)) => out.push(&format!("shaders/parts/{name}.wgsl"), text),
-            None if name.is_empty() => {}
-            None => {
-                let known: Vec<_> = PARTS.iter().map(|(n, _)| *n).collect();
-                let message = format!("no part is called '{name}'; there are {}", known.join(", "));
-                return Err(Error::Shader {
-                    file: wgsl.file.to_owned(),
-                    line: 1,
-                    message,
-                });
+    let uses = first.strip_prefix("// uses:").unwrap_or_default();
+    for name in uses.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        let Some((_, text)) = PARTS.iter().find(|(part, _)| *part == name) else {
+            let known: Vec<_> = PARTS.iter().map(|(n, _)| *n).collect();
+            return Err(Error::Shader {
+                file: wgsl.file.to_owned(),
+                line: 1,
+                message: format!("no part is called '{name}'; there are {}", known.join(", ")),
+            });
+        };
+        pieces.push((format!("shaders/parts/{name}.wgsl"), (*text).into()));
+    }
+    pieces.push((wgsl.file.to_owned(), wgsl.source.into()));
+
+    let mut out = Composed {
+        text: String::new(),
+        pieces: vec![("(prelude)".to_owned(), 1)],
+    };
+    let lines = pieces.iter().flat_map(|(_, text)| text.lines());
+    for line in lines.filter(|line| line.starts_with(ENABLE)) {
+        out.text.push_str(line);
+        out.text.push('\n');
+    }
+    out.text.push_str("const NEG_LARGE = -3.0e38f;\n");
+    for (name, value) in &variant.consts {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out.text, "const {name} = {value}u;");
+        if *name == MATRIX {
+            for (role, number) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
+                let ty = format!("coop_mat{value}x{value}<{number}, {role}>");
+                let _ = writeln!(out.text, "alias Matrix{role} = {ty};");
             }
         }
     }
-    out.push(wgsl.file, wgsl.source);
+    for (file, text) in pieces {
+        out.push(&file, &text);
+    }
     Ok(out)
 }

@@ -62,9 +62,29 @@ impl Gpu {
         let optional =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let limits = adapter.limits();
+        let matrix = matrix_size(adapter);
+        let experimental = if matrix == 0 {
+            wgpu::ExperimentalFeatures::disabled()
+        } else {
+            // SAFETY: cooperative matrices are the one experimental feature that is asked for. The kernel
+            // that uses them is judged by the op's cases like any other, with bounds checks.
+            #[expect(unsafe_code, reason = "wgpu marks experimental features so")]
+            unsafe {
+                wgpu::ExperimentalFeatures::enabled()
+            }
+        };
+        let for_matrices =
+            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("hogwild"),
-            required_features: wgpu::Features::SUBGROUP | (adapter.features() & optional),
+            required_features: wgpu::Features::SUBGROUP
+                | (adapter.features() & optional)
+                | if matrix == 0 {
+                    wgpu::Features::empty()
+                } else {
+                    for_matrices
+                },
+            experimental_features: experimental,
             required_limits: limits.clone(),
             ..Default::default()
         }))
@@ -88,6 +108,7 @@ impl Gpu {
             caps: Caps {
                 subgroup: (info.subgroup_min_size, info.subgroup_max_size),
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                matrix,
             },
             device,
             queue,
@@ -279,7 +300,7 @@ impl Gpu {
                 let Run::Wgsl(wgsl) = &kernel.run else {
                     panic!("kernel {} is not a shader", kernel.name)
                 };
-                let groups = (wgsl.groups)(dispatch);
+                let groups = (wgsl.groups)(dispatch, &self.caps);
                 if groups.contains(&0) {
                     continue;
                 }
@@ -291,7 +312,7 @@ impl Gpu {
                         advice: "use a shorter prompt or context".into(),
                     });
                 }
-                let variant = Variant::of(wgsl, dispatch);
+                let variant = Variant::of(wgsl, dispatch, &self.caps);
                 let pipeline = state
                     .pipelines
                     .get(&self.device, dispatch.op, wgsl, variant)?;
@@ -362,6 +383,23 @@ impl Gpu {
         };
         &groups.entry(key).or_insert_with(make).group
     }
+}
+
+/// Size of the adapter's cooperative matrices that multiply f16 and add up in f32, the largest that kernels
+/// know; zero where there are none.
+fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    if !adapter.features().contains(features) {
+        return 0;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let has = |size: &u32| {
+        all.iter().any(|m| {
+            [m.m_size, m.n_size, m.k_size] == [*size; 3] && m.ab_type == F16 && m.cr_type == F32
+        })
+    };
+    [16, 8].into_iter().find(has).unwrap_or(0)
 }
 
 fn remember(failure: &Mutex<Option<String>>, problem: String) {

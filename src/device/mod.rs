@@ -44,6 +44,8 @@ pub struct Caps {
     pub subgroup: (u32, u32),
     /// Workgroup memory in bytes; zero on the CPU.
     pub workgroup_bytes: u32,
+    /// Size of the cooperative matrices that multiply f16 and add up in f32; zero where there are none.
+    pub matrix: u32,
 }
 
 impl Caps {
@@ -52,6 +54,7 @@ impl Caps {
         Self {
             subgroup: (0, 0),
             workgroup_bytes: 0,
+            matrix: 0,
         }
     }
 }

@@ -68,11 +68,11 @@ pub struct Wgsl {
     /// The text.
     pub source: &'static str,
     /// Constants of the prelude.
-    pub consts: fn(&Dispatch) -> Vec<(&'static str, u32)>,
+    pub consts: fn(&Dispatch, &Caps) -> Vec<(&'static str, u32)>,
     /// Element types of the prelude: the name, and the argument whose dtype it takes.
     pub elements: &'static [(&'static str, usize)],
     /// Number of workgroups.
-    pub groups: fn(&Dispatch) -> [u32; 3],
+    pub groups: fn(&Dispatch, &Caps) -> [u32; 3],
 }
 
 /// The `fits` of a kernel without conditions.
@@ -199,6 +199,15 @@ impl ParamBytes {
             source.len() <= 64 && source.len().is_multiple_of(4),
             "parameters are at most 16 words"
         );
+        Self::from_words(&bytemuck::pod_collect_to_vec(source))
+    }
+
+    /// The bytes of words, for those who do not know the struct.
+    ///
+    /// # Panics
+    /// If there are more than 16.
+    pub fn from_words(words: &[u32]) -> Self {
+        let source: &[u8] = bytemuck::cast_slice(words);
         let mut bytes = [0; 64];
         bytes[..source.len()].copy_from_slice(source);
         Self {
@@ -356,6 +365,9 @@ impl<'a> View<'a> {
     }
 
     /// The words of an argument of codes, packed as [`DType::code_at`] says.
+    ///
+    /// # Panics
+    /// If the argument is of another type.
     pub fn codes(&self) -> &[u32] {
         assert!(
             matches!(self.dtype, DType::U4 | DType::U8),

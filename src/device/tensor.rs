@@ -178,6 +178,9 @@ impl Tensor {
     }
 
     /// Bytes of all elements.
+    ///
+    /// # Panics
+    /// Never: a tensor whose bytes cannot be counted is not made.
     pub fn bytes(&self) -> usize {
         self.dtype().bytes(self.len()).expect("it was allocated")
     }

@@ -11,6 +11,7 @@ use crate::cache::layout::View;
 use crate::cache::pages::BlockId;
 use crate::cache::plan::{Batch, Logits, SPLIT, Turn, plan};
 use crate::device::{DType, judge};
+use crate::ops::linear::By;
 use crate::{Error, Result, TokenId};
 
 /// Most rows of one pass of a prefill.
@@ -61,6 +62,10 @@ impl Engine {
     /// [`Error::CacheFull`] or [`Error::Limit`] before anything runs, [`Error::Tokenizer`] for a token
     /// that the model does not have; those of the device. The blocks are then as before.
     pub fn pass(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        self.feed(batch, By::Columns)
+    }
+
+    fn feed(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
         let vocab = self.model.config().vocab_size;
         let mut tokens = batch.turns.iter().flat_map(|turn| &turn.tokens);
         if let Some(id) = tokens.find(|&&id| id as usize >= vocab) {
@@ -74,7 +79,7 @@ impl Engine {
                 return Err(error);
             }
         }
-        let logits = self.run(batch);
+        let logits = self.run(batch, by);
         if logits.is_err() {
             self.take_back(&batch.turns);
         }
@@ -82,9 +87,11 @@ impl Engine {
     }
 
     /// Plans, records and plays a batch that the blocks have room for.
-    fn run(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+    fn run(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
         let plan = plan(&self.cache.pages, batch, self.model.rows_per_work());
-        let recording = self.model.forward(&plan, &self.cache, &mut self.scratch)?;
+        let recording = self
+            .model
+            .forward(&plan, by, &self.cache, &mut self.scratch)?;
         let device = self.model.device();
         if self.checked {
             judge::play_checked(device, &recording)?;
@@ -137,7 +144,7 @@ impl Engine {
                 tokens: now.to_vec(),
                 logits: wanted,
             };
-            out.extend(self.pass(&Batch { turns: vec![turn] })?);
+            out.extend(self.feed(&Batch { turns: vec![turn] }, By::Tiles)?);
             rest = later;
         }
         Ok(out)

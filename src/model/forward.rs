@@ -1,9 +1,9 @@
 //! The forward pass of a dense decoder, recorded once for every family.
 //!
 //! What differs between families is data: which biases and norms exist, how wide a head is, how angles
-//! are scaled. A pass is: embed; for each layer norm, project to q, k and v, place k and v in the cache,
-//! attend, merge, project out, norm, gate and up, project down; then norm and head for the rows whose
-//! logits are wanted. Recording computes nothing.
+//! are scaled. A pass is: embed; for each layer six dispatches: q, k and v to the cache (two where their
+//! heads are normalised), attend, merge, project out, gate and up, project down; then norm and head for
+//! the rows whose logits are wanted. Recording computes nothing.
 
 use std::sync::Arc;
 
@@ -18,10 +18,12 @@ use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::attend::{Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
+use crate::ops::linear::{By, Linear, Norm};
 use crate::ops::merge::merge;
 use crate::ops::place::{Arena, HeadNorms, place};
-use crate::ops::project::{Into, Linear, project};
-use crate::ops::rms_norm::{Norm, rms_norm};
+use crate::ops::project::{Into, project};
+use crate::ops::qkv::qkv;
+use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
 
 /// A loaded model.
@@ -48,7 +50,6 @@ pub struct Scratch {
 #[derive(Clone, Debug)]
 struct Rows {
     x: Tensor,
-    normed: Tensor,
     qkv: Tensor,
     q: Tensor,
     attention: Tensor,
@@ -130,7 +131,8 @@ impl Model {
         }
     }
 
-    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`].
+    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`]. By tiles goes the prefill
+    /// of a block that no other row sees, everything else by columns.
     ///
     /// # Errors
     /// If the device cannot hold the scratch of a pass this large.
@@ -144,6 +146,7 @@ impl Model {
     pub fn forward(
         &self,
         plan: &Plan,
+        by: By,
         cache: &KvCache,
         scratch: &mut Scratch,
     ) -> Result<Recording> {
@@ -196,31 +199,54 @@ impl Model {
         for (i, layer) in w.layers.iter().enumerate() {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
-            rms_norm(
-                &mut r,
-                &rows.x,
-                norm(&layer.attention_norm),
-                &rows.normed,
-                n,
-            );
-            project(
-                &mut r,
-                &rows.normed,
-                layer.qkv(),
-                &rows.qkv,
-                n,
-                Into::Replace,
-            );
-            place(
-                &mut r,
-                &rows.qkv,
-                self.norms(layer),
-                &self.angles,
-                targets,
-                &rows.q,
-                arena,
-                n,
-            );
+            let before = norm(&layer.attention_norm);
+            let linear = |weight, bias| Linear {
+                weight,
+                scales: &w.no_scales,
+                group: 1,
+                bias,
+                first: 0,
+            };
+            let [to_qkv, to_out, to_hidden, to_x] = [
+                linear(&layer.qkv, &layer.qkv_bias),
+                linear(&layer.out, &layer.out_bias),
+                linear(&layer.gate_up, &layer.gate_up_bias),
+                linear(&layer.down, &layer.down_bias),
+            ];
+            if w.qk_norm {
+                let norms = self.norms(layer);
+                project(
+                    &mut r,
+                    &rows.x,
+                    Some(before),
+                    to_qkv,
+                    &rows.qkv,
+                    (n, by),
+                    Into::Replace,
+                );
+                place(
+                    &mut r,
+                    &rows.qkv,
+                    norms,
+                    &self.angles,
+                    targets,
+                    &rows.q,
+                    arena,
+                    n,
+                );
+            } else {
+                qkv(
+                    &mut r,
+                    &rows.x,
+                    before,
+                    to_qkv,
+                    &self.angles,
+                    targets,
+                    &rows.q,
+                    arena,
+                    (n, by),
+                );
+            }
             attend(
                 &mut r,
                 work,
@@ -237,23 +263,11 @@ impl Model {
                 &rows.attention,
                 n,
             );
-            project(&mut r, &rows.attention, layer.out(), &rows.x, n, Into::Add);
-            rms_norm(
-                &mut r,
-                &rows.x,
-                norm(&layer.feed_forward_norm),
-                &rows.normed,
-                n,
-            );
-            gate_up(
-                &mut r,
-                &rows.normed,
-                &layer.gate_up,
-                &layer.gate_up_bias,
-                &rows.hidden,
-                n,
-            );
-            project(&mut r, &rows.hidden, layer.down(), &rows.x, n, Into::Add);
+            let x = &rows.x;
+            project(&mut r, &rows.attention, None, to_out, x, (n, by), Into::Add);
+            let before = norm(&layer.feed_forward_norm);
+            gate_up(&mut r, x, before, to_hidden, &rows.hidden, (n, by));
+            project(&mut r, &rows.hidden, None, to_x, x, (n, by), Into::Add);
         }
         let n_wanted = plan.wanted.len();
         if n_wanted > 0 {
@@ -263,10 +277,13 @@ impl Model {
             for (first, weight) in &w.head.0 {
                 let piece = Linear {
                     weight,
+                    scales: &w.no_scales,
+                    group: 1,
                     bias: &w.head_bias,
                     first: *first,
                 };
-                project(&mut r, &normed, piece, &logits, n_wanted, Into::Replace);
+                let rows = (n_wanted, By::Columns);
+                project(&mut r, &normed, None, piece, &logits, rows, Into::Replace);
             }
         }
         Ok(r)
@@ -276,7 +293,6 @@ impl Model {
         HeadNorms {
             q: &layer.q_norm,
             k: &layer.k_norm,
-            apply: self.weights.qk_norm,
             eps: self.config.rms_norm_eps,
         }
     }
@@ -314,7 +330,6 @@ impl Model {
         let wide = |cols: usize| self.device.tensor(&[n, cols], DType::F32);
         let rows = Rows {
             x: wide(padded(c.hidden_size))?,
-            normed: wide(padded(c.hidden_size))?,
             qkv: wide(c.q_size() + 2 * c.kv_size())?,
             q: self
                 .device
@@ -363,32 +378,6 @@ impl Model {
         )?;
         let selected = scratch.selected.clone().expect("set above");
         Ok((logits, selected))
-    }
-}
-
-impl Layer {
-    fn qkv(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.qkv,
-            bias: &self.qkv_bias,
-            first: 0,
-        }
-    }
-
-    fn out(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.out,
-            bias: &self.out_bias,
-            first: 0,
-        }
-    }
-
-    fn down(&self) -> Linear<'_> {
-        Linear {
-            weight: &self.down,
-            bias: &self.down_bias,
-            first: 0,
-        }
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Weights {
     pub(super) norm: Tensor,
     pub(super) head: Pieces,
     pub(super) head_bias: Tensor,
+    /// Stands where codes have their scales.
+    pub(super) no_scales: Tensor,
     /// Whether queries and keys are normalised.
     pub(super) qk_norm: bool,
 }
@@ -186,6 +188,7 @@ pub(super) fn load(
         norm,
         head,
         head_bias,
+        no_scales: device.tensor(&[1], DType::U32)?,
         qk_norm,
     })
 }

@@ -61,7 +61,7 @@ pub static OP: Op = Op {
                 source: include_str!("../../shaders/attend.wgsl"),
                 consts,
                 elements: &[("Kv", 6)],
-                groups: |d| {
+                groups: |d, _| {
                     let p: Params = d.params.get();
                     let gqa = p.n_heads / p.n_kv_heads;
                     let heads = Geometry::of(p.head_dim, gqa).heads();
@@ -137,7 +137,7 @@ pub fn rows_per_work(head_dim: usize, n_heads: usize, n_kv_heads: usize) -> usiz
     Geometry::of(u32_of(head_dim), gqa).rows as usize
 }
 
-fn consts(d: &Dispatch) -> Vec<(&'static str, u32)> {
+fn consts(d: &Dispatch, _: &Caps) -> Vec<(&'static str, u32)> {
     let p: Params = d.params.get();
     let geometry = Geometry::of(p.head_dim, p.n_heads / p.n_kv_heads);
     let teams = p.rows_per_work * geometry.parts;

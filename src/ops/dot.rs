@@ -40,25 +40,84 @@ pub(super) fn widen(from: &View<'_>, at: usize, to: &mut [f32]) {
     }
 }
 
-/// `out[i][c] = sum over j of weight[rows[i] * k + j] * x[c][j]`, for at most 16 columns of length `k`.
+/// A matrix of floats, or of codes with scales.
+pub(super) struct Matrix<'a> {
+    /// `[n, k]`, the rows of codes padded to whole spans.
+    pub(super) weight: &'a View<'a>,
+    /// Of codes, `[n, ceil(k / group)]`.
+    pub(super) scales: &'a [u32],
+    /// Columns.
+    pub(super) k: usize,
+    /// Columns that share a scale.
+    pub(super) group: usize,
+}
+
+impl Matrix<'_> {
+    /// Widens `to.len()` elements of a row, from column `first` on, to f32. The piece begins at a span.
+    #[inline(always)]
+    fn widen(&self, row: usize, first: usize, to: &mut [f32]) {
+        match self.weight.dtype() {
+            DType::BF16 => {
+                let from = &self.weight.bf16s()[row * self.k + first..];
+                for (to, &from) in to.iter_mut().zip(from) {
+                    *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+                }
+            }
+            DType::U4 => self.decode::<4>(row, first, to),
+            DType::U8 => self.decode::<8>(row, first, to),
+            _ => widen(self.weight, row * self.k + first, to),
+        }
+    }
+
+    /// As [`Matrix::widen`], for codes of `BITS` bits in the order of [`DType::code_at`].
+    #[inline(always)]
+    fn decode<const BITS: usize>(&self, row: usize, first: usize, to: &mut [f32]) {
+        let (span, runs) = if BITS == 4 { (128, 4) } else { (32, 2) };
+        let stride = self.k.next_multiple_of(span);
+        let words = &self.weight.codes()[(row * stride + first) * BITS / 32..];
+        let scales = &self.scales[row * self.k.div_ceil(self.group)..];
+        for (i, to) in to.chunks_mut(8).enumerate() {
+            let scale = scales[(first + 8 * i) / self.group];
+            #[allow(clippy::cast_possible_wrap, reason = "a zero point has 8 bits")]
+            let zero = (scale & 0xff) as i32;
+            let factor = f32::from_bits(scale & 0xffff_ff00);
+            let run = i % (runs * runs);
+            let at = i / (runs * runs) * 4 * runs + run % runs * 4 + run / runs * (4 / runs);
+            let bits = if BITS == 4 {
+                u64::from(words[at])
+            } else {
+                u64::from(words[at]) | u64::from(words[at + 1]) << 32
+            };
+            for (j, to) in to.iter_mut().enumerate() {
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_possible_wrap,
+                    reason = "a code has at most 8 bits"
+                )]
+                let code = (bits >> (BITS * j) & ((1 << BITS) - 1)) as i32;
+                *to = (code - zero) as f32 * factor;
+            }
+        }
+    }
+}
+
+/// `out[i][c] = sum over j of matrix[rows[i], j] * x[c][j]`, for at most 16 columns of length `k`.
 ///
 /// Shapes: `x` `[columns, k]`; `out` holds one sum for each column in its first places.
 pub(super) fn dots(
-    weight: &View<'_>,
+    matrix: &Matrix<'_>,
     rows: [usize; ROWS],
-    k: usize,
     x: &[f32],
     out: &mut [[f32; MAX_COLS]; ROWS],
 ) {
-    let columns = x.len() / k.max(1);
+    let columns = x.len() / matrix.k.max(1);
     assert!(
-        columns <= MAX_COLS && x.len() == columns * k,
+        columns <= MAX_COLS && x.len() == columns * matrix.k,
         "columns of the same length"
     );
     ARCH.dispatch(Dots {
-        weight,
+        matrix,
         rows,
-        k,
         columns,
         x,
         out,
@@ -94,9 +153,8 @@ pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
 }
 
 struct Dots<'a> {
-    weight: &'a View<'a>,
+    matrix: &'a Matrix<'a>,
     rows: [usize; ROWS],
-    k: usize,
     columns: usize,
     x: &'a [f32],
     out: &'a mut [[f32; MAX_COLS]; ROWS],
@@ -108,20 +166,20 @@ impl WithSimd for Dots<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self {
-            weight,
+            matrix,
             rows,
-            k,
             columns,
             x,
             out,
         } = self;
+        let k = matrix.k;
         let mut sums = [[simd.splat_f32s(0.0); MAX_COLS]; ROWS];
         let mut tails = [[0.0; MAX_COLS]; ROWS];
         let mut buffers = [[0.0; PIECE]; ROWS];
         for first in (0..k).step_by(PIECE) {
             let len = PIECE.min(k - first);
             for (row, buffer) in rows.iter().zip(&mut buffers) {
-                widen_here(weight, row * k + first, &mut buffer[..len]);
+                matrix.widen(*row, first, &mut buffer[..len]);
             }
             let ws = [&buffers[0][..len], &buffers[1][..len]];
             let column = |c: usize| &x[c * k + first..][..len];
@@ -141,18 +199,6 @@ impl WithSimd for Dots<'_> {
                 *out = simd.reduce_sum_f32s(*sum) + tail;
             }
         }
-    }
-}
-
-/// As [`widen`], compiled for the instruction set of the dispatch where it matters.
-#[inline(always)]
-fn widen_here(weight: &View<'_>, at: usize, to: &mut [f32]) {
-    if weight.dtype() == DType::BF16 {
-        for (to, &from) in to.iter_mut().zip(&weight.bf16s()[at..]) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-        }
-    } else {
-        widen(weight, at, to);
     }
 }
 

@@ -25,9 +25,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/embed.wgsl",
                 source: include_str!("../../shaders/embed.wgsl"),
-                consts: |_| Vec::new(),
+                consts: |_, _| Vec::new(),
                 elements: &[("Weight", 1)],
-                groups: |d| [d.params.get::<Params>().n_rows, 1, 1],
+                groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
             }),
             fits,
         },

@@ -1,34 +1,80 @@
-//! The gated half of the feed-forward block: `y = silu(gate(x)) * up(x)`, in one pass over the weights.
+//! The gated half of the feed-forward block: `y = silu(gate(norm(x))) * up(norm(x))`, in one pass over the
+//! weights.
 //!
 //! The weight holds the gate's rows first, then those of up, as Phi-3's files do.
 
 use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output};
-use super::dot::{ROWS, dots};
-use super::{MAX_COLS, columns, u32_of};
+use super::linear::{
+    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
+    matrix_groups, tile_consts, tile_groups,
+};
+use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
+    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View, Wgsl,
 };
 
 /// The op.
 pub static OP: Op = Op {
     name: "gate_up",
-    summary: "y[r, n] = silu(g) * u with g, u = the rows n and n_out + n of weight times x[r], plus bias",
-    params: &["n_rows", "k", "n_out"],
-    args: &[("x", Read), ("weight", Read), ("bias", Read), ("y", Write)],
+    summary: "y[r, n] = silu(g) * u with g, u = the rows n and n_out + n of weight times norm(x)[r], plus bias",
+    params: &["n_rows", "k", "n_out", "count", "eps", "group", "tiled"],
+    args: &[
+        ("x", Read),
+        ("gamma", Read),
+        ("weight", Read),
+        ("scales", Read),
+        ("bias", Read),
+        ("y", Write),
+    ],
     reference,
     kernels: &[
+        Kernel {
+            name: "matrix",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/matrix/gate_up.wgsl",
+                source: include_str!("../../shaders/matrix/gate_up.wgsl"),
+                consts: |d, caps| matrix_consts(d.params.get::<Params>().group, caps),
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    matrix_groups(p.n_out.div_ceil(2), p.n_rows)
+                },
+            }),
+            fits: |d, caps| {
+                d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
+            },
+        },
+        Kernel {
+            name: "tiles",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/tiles/gate_up.wgsl",
+                source: include_str!("../../shaders/tiles/gate_up.wgsl"),
+                consts: |d, _| tile_consts(d.params.get::<Params>().group),
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    tile_groups(p.n_out.div_ceil(2), p.n_rows)
+                },
+            }),
+            fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
+        },
         Kernel {
             name: "columns",
             run: Run::Wgsl(Wgsl {
                 file: "shaders/gate_up.wgsl",
                 source: include_str!("../../shaders/gate_up.wgsl"),
-                consts: |d| vec![("COLS", columns(d.params.get::<Params>().n_rows))],
-                elements: &[("Weight", 1)],
-                groups,
+                consts: |d, caps| {
+                    let p: Params = d.params.get();
+                    column_consts(p.n_rows, p.group, caps)
+                },
+                elements: &[("Weight", 2)],
+                groups: |d, caps| {
+                    let p: Params = d.params.get();
+                    column_groups(p.n_out.div_ceil(2), p.n_rows, caps)
+                },
             }),
             fits,
         },
@@ -44,9 +90,6 @@ pub static OP: Op = Op {
     tolerance: Tolerance::with_abs(3e-4),
 };
 
-/// Outputs that one workgroup serves; as in `gate_up.wgsl`.
-const OUT_PER_GROUP: u32 = 8;
-
 /// Uniform of `gate_up.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -54,70 +97,72 @@ struct Params {
     n_rows: u32,
     k: u32,
     n_out: u32,
+    count: u32,
+    eps: f32,
+    group: u32,
+    tiled: u32,
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     d.params.get::<Params>().k.is_multiple_of(8)
 }
 
-fn groups(d: &Dispatch) -> [u32; 3] {
-    let p: Params = d.params.get();
-    [
-        p.n_out.div_ceil(OUT_PER_GROUP),
-        p.n_rows.div_ceil(columns(p.n_rows)),
-        1,
-    ]
-}
-
 /// Records the gated projection of `n_rows` rows.
 ///
-/// Shapes: `x` `[>= n_rows, k]`, `weight` `[2 n, k]`, `bias` `[2 n]`, `y` `[>= n_rows, n]`; all but
-/// `weight` in f32.
+/// Shapes: `x` `[>= n_rows, k]`, the weight `[2 n, k]`, `y` `[>= n_rows, n]`; x and y in f32.
 ///
 /// # Panics
 /// If the shapes disagree.
 pub fn gate_up(
     r: &mut Recording,
     x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    norm: Norm<'_>,
+    linear: Linear<'_>,
     y: &Tensor,
-    n_rows: usize,
+    (n_rows, by): (usize, By),
 ) {
+    linear.check("gate_up", x.cols());
     assert_eq!(
-        x.cols(),
-        weight.cols(),
-        "gate_up: x does not fit the weight"
-    );
-    assert_eq!(
-        weight.shape()[0],
+        linear.weight.shape()[0],
         2 * y.cols(),
         "gate_up: y does not fit the weight"
     );
-    assert_eq!(
-        weight.shape()[0],
-        bias.len(),
-        "gate_up: bias does not fit the weight"
-    );
+    assert_eq!(linear.first, 0, "gate_up: the weight is in one piece");
     let params = Params {
         n_rows: u32_of(n_rows),
         k: u32_of(x.cols()),
         n_out: u32_of(y.cols()),
+        count: u32_of(norm.count),
+        eps: norm.eps,
+        group: u32_of(linear.group),
+        tiled: u32::from(by == By::Tiles),
     };
-    r.push(&OP, &params, &[x, weight, bias, y]);
+    let args = [x, norm.weight, linear.weight, linear.scales, linear.bias, y];
+    r.push(&OP, &params, &args);
+}
+
+fn product(p: Params, [x, gamma, weight, scales]: [View<'_>; 4]) -> Product<'_> {
+    Product {
+        x,
+        norm: Some((gamma, p.count, p.eps)),
+        weight,
+        scales,
+        n_rows: p.n_rows as usize,
+        k: p.k as usize,
+        group: p.group as usize,
+    }
 }
 
 fn reference(args: &mut Args<'_>) {
     let p: Params = args.params();
-    let [x, weight, bias, mut y] = args.views();
-    let (k, n_out) = (p.k as usize, p.n_out as usize);
+    let [x, gamma, weight, scales, bias, mut y] = args.views();
+    let product = product(p, [x, gamma, weight, scales]);
+    let n_out = p.n_out as usize;
     for row in 0..p.n_rows as usize {
-        let sum = |n: usize| -> f64 {
-            let products = (0..k).map(|i| x.get(row * k + i) * weight.get(n * k + i));
-            products.sum::<f64>() + bias.get(n)
-        };
+        let x = product.exact_input(row);
         for n in 0..n_out {
-            let (gate, up) = (sum(n), sum(n_out + n));
+            let gate = product.exact(&x, n) + bias.get(n);
+            let up = product.exact(&x, n_out + n) + bias.get(n_out + n);
             y.set(row * n_out + n, gate / (1.0 + (-gate).exp()) * up);
         }
     }
@@ -125,75 +170,108 @@ fn reference(args: &mut Args<'_>) {
 
 fn by_row(args: &mut Args<'_>) {
     let p: Params = args.params();
-    let [x, weight, bias, mut y] = args.views();
-    let (n_rows, k, n_out) = (p.n_rows as usize, p.k as usize, p.n_out as usize);
-    let (x, bias) = (&x.f32s()[..n_rows * k], bias.f32s());
-    let mut gated = vec![0.0; n_out * n_rows];
-    let by_n = gated
-        .par_chunks_exact_mut(n_rows)
-        .with_min_len(4)
-        .enumerate();
-    by_n.for_each(|(n, gated)| {
-        let mut out = [[0.0; MAX_COLS]; ROWS];
-        for (gated, x) in gated.chunks_mut(MAX_COLS).zip(x.chunks(MAX_COLS * k)) {
-            dots(&weight, [n, n_out + n], k, x, &mut out);
-            let [gates, ups] = &out;
-            for (gated, (gate, up)) in gated.iter_mut().zip(gates.iter().zip(ups)) {
-                let g = gate + bias[n];
-                *gated = g / (1.0 + (-g).exp()) * (up + bias[n_out + n]);
-            }
-        }
-    });
-    for (row, y) in y
-        .f32s_mut()
-        .chunks_exact_mut(n_out)
-        .take(n_rows)
-        .enumerate()
-    {
+    let [x, gamma, weight, scales, bias, mut y] = args.views();
+    let (n_rows, n_out) = (p.n_rows as usize, p.n_out as usize);
+    let sums = product(p, [x, gamma, weight, scales]).sums(n_out, |n| [n, n_out + n]);
+    let (bias, y) = (bias.f32s(), y.f32s_mut());
+    for (row, y) in y.chunks_exact_mut(n_out).take(n_rows).enumerate() {
         for (n, y) in y.iter_mut().enumerate() {
-            *y = gated[n * n_rows + row];
+            let g = sums[2 * n * n_rows + row] + bias[n];
+            let u = sums[(2 * n + 1) * n_rows + row] + bias[n_out + n];
+            *y = g / (1.0 + (-g).exp()) * u;
         }
     }
 }
 
 fn cases() -> Vec<Case> {
-    let make = |name: &str, dtype, [n_rows, k, n_out]: [usize; 3], scale: f32| {
-        let mut rng = Rng::named(name);
-        let params = Params {
-            n_rows: u32_of(n_rows),
-            k: u32_of(k),
-            n_out: u32_of(n_out),
-        };
-        let x = rng.scaled(n_rows * k, scale);
-        let weight = rng.uniform(2 * n_out * k);
-        let bias = rng.uniform(2 * n_out);
-        case(
-            name,
-            &params,
-            vec![
+    let make =
+        |name: &str, dtype, [n_rows, k, n_out]: [usize; 3], count: usize, eps: f32, by: By| {
+            let mut rng = Rng::named(name);
+            let group = 64;
+            let params = Params {
+                n_rows: u32_of(n_rows),
+                k: u32_of(k),
+                n_out: u32_of(n_out),
+                count: u32_of(count),
+                eps,
+                group,
+                tiled: u32::from(by == By::Tiles),
+            };
+            // Epsilon decides where it is large; the padding is zero.
+            let small = if eps > 1e-3 { 1e-3 } else { 1.0 };
+            let mut x = rng.outliers(n_rows * k);
+            for (i, x) in x.iter_mut().enumerate() {
+                *x *= if i % k < count { small } else { 0.0 };
+            }
+            // Gates of some hundreds are saturated.
+            let gamma = rng.scaled(
+                k,
+                if name.contains("saturated") {
+                    40.0
+                } else {
+                    1.0
+                },
+            );
+            let [weight, scales] = matrix(&mut rng, dtype, [2 * n_out, k], group as usize);
+            let bias = rng.uniform(2 * n_out);
+            let args = vec![
                 floats(DType::F32, &[n_rows, k], x),
-                floats(dtype, &[2 * n_out, k], weight),
+                floats(DType::F32, &[k], gamma),
+                weight,
+                scales,
                 floats(DType::F32, &[2 * n_out], bias),
                 output(DType::F32, &[n_rows, n_out]),
-            ],
-        )
-    };
+            ];
+            case(name, &params, args)
+        };
+    let (columns, tiles) = (By::Columns, By::Tiles);
     vec![
-        make("the smallest", DType::F32, [1, 8, 1], 1.0),
-        make("saturated gates", DType::F32, [2, 64, 37], 20.0),
+        make("the smallest", DType::F32, [1, 8, 1], 8, 1e-6, columns),
+        make(
+            "saturated gates",
+            DType::F32,
+            [2, 64, 37],
+            64,
+            1e-6,
+            columns,
+        ),
         make(
             "a width that nothing divides",
             DType::BF16,
             [3, 256, 1757],
-            1.0,
+            256,
+            1e-6,
+            columns,
         ),
-        make("16 rows", DType::F16, [16, 264, 19], 1.0),
+        make("eps decides", DType::F32, [2, 128, 33], 128, 1e-2, columns),
+        make("padded rows", DType::F32, [2, 64, 9], 57, 1e-6, columns),
+        make("16 rows", DType::F16, [16, 264, 19], 264, 1e-6, columns),
         make(
             "more rows than columns of a kernel",
             DType::BF16,
             [37, 176, 24],
-            1.0,
+            176,
+            1e-5,
+            columns,
         ),
-        make("Qwen3-0.6B hidden size", DType::BF16, [4, 1024, 48], 1.0),
+        make(
+            "Qwen3-0.6B hidden size",
+            DType::BF16,
+            [4, 1024, 48],
+            1024,
+            1e-6,
+            columns,
+        ),
+        make(
+            "int4, the last group not full",
+            DType::U4,
+            [4, 352, 21],
+            352,
+            1e-6,
+            columns,
+        ),
+        make("int8", DType::U8, [2, 192, 21], 192, 1e-6, columns),
+        make("tiles of f16", DType::F16, [35, 264, 41], 264, 1e-6, tiles),
+        make("tiles of int4", DType::U4, [64, 192, 64], 190, 1e-5, tiles),
     ]
 }

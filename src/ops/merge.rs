@@ -29,9 +29,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/merge.wgsl",
                 source: include_str!("../../shaders/merge.wgsl"),
-                consts: |d| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
+                consts: |d, _| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
                 elements: &[],
-                groups: |d| {
+                groups: |d, _| {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads, 1]
                 },

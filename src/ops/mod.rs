@@ -8,9 +8,11 @@
 pub mod attend;
 pub mod embed;
 pub mod gate_up;
+pub mod linear;
 pub mod merge;
 pub mod place;
 pub mod project;
+pub mod qkv;
 pub mod rms_norm;
 pub mod select_rows;
 
@@ -23,6 +25,7 @@ use crate::device::Op;
 pub static OPS: &[&Op] = &[
     &embed::OP,
     &rms_norm::OP,
+    &qkv::OP,
     &project::OP,
     &place::OP,
     &attend::OP,
@@ -37,13 +40,6 @@ pub const MAX_COLS: usize = 16;
 /// The op of a name.
 pub fn find(name: &str) -> Option<&'static Op> {
     OPS.iter().copied().find(|op| op.name == name)
-}
-
-/// Columns that a kernel is compiled for: the power of two that holds `n_rows`, at most 16.
-///
-/// Each column's sum runs in the same order whatever the count, so that this changes no bit.
-fn columns(n_rows: u32) -> u32 {
-    n_rows.next_power_of_two().min(u32_of(MAX_COLS))
 }
 
 /// A count as `u32`.

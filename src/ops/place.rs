@@ -1,4 +1,5 @@
-//! Placement of new tokens: norms of queries and keys, rotation of the keys, the write to the cache.
+//! Placement of new tokens: norms of queries and keys, rotation of the keys, the write to the cache. For
+//! models that normalise their heads; the others do it all in [`super::qkv`].
 //!
 //! A key is rotated to its index in its block, once and for ever; a value is stored as it is. The query
 //! is only normalised: it is rotated where it is used, once for each block (paper 3.4).
@@ -16,7 +17,7 @@ use crate::device::{
 pub static OP: Op = Op {
     name: "place",
     summary: "norms q and k by head, rotates k to its index in its block, writes k and v to their slot",
-    params: &["n_rows", "n_heads", "n_kv_heads", "head_dim", "norm", "eps"],
+    params: &["n_rows", "n_heads", "n_kv_heads", "head_dim", "eps"],
     args: &[
         ("qkv", Read),
         ("q_norm", Read),
@@ -34,9 +35,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/place.wgsl",
                 source: include_str!("../../shaders/place.wgsl"),
-                consts: |d| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
+                consts: |d, _| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
                 elements: &[("Kv", 6)],
-                groups: |d| {
+                groups: |d, _| {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads + 2 * p.n_kv_heads, 1]
                 },
@@ -61,7 +62,6 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
-    norm: u32,
     eps: f32,
 }
 
@@ -77,8 +77,6 @@ pub struct HeadNorms<'a> {
     pub q: &'a Tensor,
     /// Of the keys, `[head_dim]`.
     pub k: &'a Tensor,
-    /// Whether they apply; without, the tensors are only bound.
-    pub apply: bool,
     /// Epsilon of both.
     pub eps: f32,
 }
@@ -133,7 +131,6 @@ pub fn place(
         n_heads: u32_of(n_heads),
         n_kv_heads: u32_of(n_kv_heads),
         head_dim: u32_of(head_dim),
-        norm: u32::from(norms.apply),
         eps: norms.eps,
     };
     let args = [
@@ -173,7 +170,6 @@ fn reference(args: &mut Args<'_>) {
             let x = |i: usize| qkv.get((row * (heads + 2 * kv_heads) + h) * dim + i);
             let mean = (0..dim).map(|i| x(i).powi(2)).sum::<f64>() / dim as f64;
             let scale = (mean + f64::from(p.eps)).sqrt().recip();
-            let norm = norm.filter(|_| p.norm == 1);
             (0..dim)
                 .map(|i| norm.map_or(x(i), |w| x(i) * scale * w.get(i)))
                 .collect()
@@ -226,7 +222,7 @@ fn by_head(args: &mut Args<'_>) {
         for (h, x) in qkv.chunks_exact(dim).enumerate() {
             let head = &mut buffer[..dim];
             head.copy_from_slice(x);
-            if h < heads + kv_heads && p.norm == 1 {
+            if h < heads + kv_heads {
                 let weight = if h < heads {
                     q_norm.f32s()
                 } else {
@@ -272,7 +268,8 @@ pub(super) fn rotate(head: &mut [f32], angles: &[f32]) {
     }
 }
 
-fn store(to: &mut View<'_>, at: usize, from: &[f32]) {
+/// Stores numbers of a head from an element on, rounded to the type of the cache.
+pub(super) fn store(to: &mut View<'_>, at: usize, from: &[f32]) {
     use half::{bf16, f16};
     match to.dtype() {
         DType::F32 => to.f32s_mut()[at..at + from.len()].copy_from_slice(from),
@@ -291,70 +288,67 @@ fn store(to: &mut View<'_>, at: usize, from: &[f32]) {
 }
 
 fn cases() -> Vec<Case> {
-    let make =
-        |name: &str, dtype, [n_rows, heads, kv_heads, dim]: [usize; 4], norm: bool, eps: f32| {
-            let mut rng = Rng::named(name);
-            let (n_slots, n_angles) = (n_rows + 5, 33);
-            // Slots out of order, each once; indices anywhere.
-            let targets: Vec<u32> = (0..n_rows)
-                .flat_map(|row| [(row * 7 + 3) % n_slots, rng.below(n_angles)])
-                .map(u32_of)
-                .collect();
-            let params = Params {
-                n_rows: u32_of(n_rows),
-                n_heads: u32_of(heads),
-                n_kv_heads: u32_of(kv_heads),
-                head_dim: u32_of(dim),
-                norm: u32::from(norm),
-                eps,
-            };
-            let scale = if eps > 1e-3 { 0.05 } else { 1.0 };
-            let qkv = rng.scaled(n_rows * (heads + 2 * kv_heads) * dim, scale);
-            // What lies in other slots is noise that must survive.
-            let arena = |rng: &mut Rng| {
-                floats(
-                    dtype,
-                    &[n_slots, kv_heads, dim],
-                    rng.scaled(n_slots * kv_heads * dim, 900.0),
-                )
-            };
-            let angles: Vec<f32> = (0..n_angles * dim / 2)
-                .flat_map(|_| {
-                    let a = rng.unit() * 3.0;
-                    [a.cos(), a.sin()]
-                })
-                .collect();
-            let norms = [0, 1].map(|_| floats(DType::F32, &[dim], rng.scaled(dim, 2.0)));
-            let [q_norm, k_norm] = norms;
-            let keys = arena(&mut rng);
-            let values = arena(&mut rng);
-            case(
-                name,
-                &params,
-                vec![
-                    floats(DType::F32, &[n_rows, (heads + 2 * kv_heads) * dim], qkv),
-                    q_norm,
-                    k_norm,
-                    floats(DType::F32, &[n_angles, dim / 2, 2], angles),
-                    words(&[n_rows, 2], targets),
-                    output(DType::F32, &[n_rows, heads, dim]),
-                    keys,
-                    values,
-                ],
+    let make = |name: &str, dtype, [n_rows, heads, kv_heads, dim]: [usize; 4], eps: f32| {
+        let mut rng = Rng::named(name);
+        let (n_slots, n_angles) = (n_rows + 5, 33);
+        // Slots out of order, each once; indices anywhere.
+        let targets: Vec<u32> = (0..n_rows)
+            .flat_map(|row| [(row * 7 + 3) % n_slots, rng.below(n_angles)])
+            .map(u32_of)
+            .collect();
+        let params = Params {
+            n_rows: u32_of(n_rows),
+            n_heads: u32_of(heads),
+            n_kv_heads: u32_of(kv_heads),
+            head_dim: u32_of(dim),
+            eps,
+        };
+        let scale = if eps > 1e-3 { 0.05 } else { 1.0 };
+        let qkv = rng.scaled(n_rows * (heads + 2 * kv_heads) * dim, scale);
+        // What lies in other slots is noise that must survive.
+        let arena = |rng: &mut Rng| {
+            floats(
+                dtype,
+                &[n_slots, kv_heads, dim],
+                rng.scaled(n_slots * kv_heads * dim, 900.0),
             )
         };
+        let angles: Vec<f32> = (0..n_angles * dim / 2)
+            .flat_map(|_| {
+                let a = rng.unit() * 3.0;
+                [a.cos(), a.sin()]
+            })
+            .collect();
+        let norms = [0, 1].map(|_| floats(DType::F32, &[dim], rng.scaled(dim, 2.0)));
+        let [q_norm, k_norm] = norms;
+        let keys = arena(&mut rng);
+        let values = arena(&mut rng);
+        case(
+            name,
+            &params,
+            vec![
+                floats(DType::F32, &[n_rows, (heads + 2 * kv_heads) * dim], qkv),
+                q_norm,
+                k_norm,
+                floats(DType::F32, &[n_angles, dim / 2, 2], angles),
+                words(&[n_rows, 2], targets),
+                output(DType::F32, &[n_rows, heads, dim]),
+                keys,
+                values,
+            ],
+        )
+    };
     vec![
-        make("the smallest head", DType::F32, [1, 1, 1, 8], false, 1e-6),
+        make("the smallest head", DType::F32, [1, 1, 1, 8], 1e-6),
         make(
             "Qwen3-0.6B heads with norms",
             DType::F16,
             [3, 16, 8, 128],
-            true,
             1e-6,
         ),
-        make("odd head counts", DType::F32, [5, 7, 1, 40], true, 1e-5),
-        make("the widest head", DType::BF16, [2, 2, 1, 256], false, 1e-6),
-        make("eps decides", DType::F32, [2, 2, 2, 64], true, 1e-2),
-        make("many rows", DType::F16, [37, 4, 2, 16], true, 1e-6),
+        make("odd head counts", DType::F32, [5, 7, 1, 40], 1e-5),
+        make("the widest head", DType::BF16, [2, 2, 1, 256], 1e-6),
+        make("eps decides", DType::F32, [2, 2, 2, 64], 1e-2),
+        make("many rows", DType::F16, [37, 4, 2, 16], 1e-6),
     ]
 }

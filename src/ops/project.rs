@@ -1,40 +1,96 @@
-//! Projection: `y[r, first + n] = sum over k of x[r, k] * weight[n, k] + bias[first + n]`, or added to `y`.
+//! Projection: `y[r, first + n] = sum over k of norm(x)[r, k] * weight[n, k] + bias[first + n]`, or added to `y`.
 //!
-//! The op of every linear layer: queries, keys and values in one, the output projections (added to the
-//! residual), the head. A weight larger than one binding comes in pieces of rows (`first`).
+//! The op of the output projections (added to the residual), of the head, and of queries, keys and values
+//! where their heads are normalised. A weight larger than one binding comes in pieces of rows (`first`).
 
 use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output};
-use super::dot::{ROWS, dots};
-use super::{MAX_COLS, columns, u32_of};
+use super::dot::ROWS;
+use super::linear::{
+    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
+    matrix_groups, tile_consts, tile_groups,
+};
+use super::u32_of;
 use crate::device::Access::{Read, ReadWrite};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
+    Args, Caps, Case, DType, Data, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
 };
 
 /// The op.
 pub static OP: Op = Op {
     name: "project",
-    summary: "y[r, first + n] = (y if add) + sum_k x[r, k] * weight[n, k] + bias[first + n]",
-    params: &["n_rows", "k", "n_out", "y_cols", "first", "add"],
+    summary: "y[r, first + n] = (y if add) + sum_k norm(x)[r, k] * weight[n, k] + bias[first + n]",
+    params: &[
+        "n_rows", "k", "n_out", "y_cols", "first", "add", "norm", "count", "eps", "group", "tiled",
+    ],
     args: &[
         ("x", Read),
+        ("gamma", Read),
         ("weight", Read),
+        ("scales", Read),
         ("bias", Read),
         ("y", ReadWrite),
     ],
     reference,
     kernels: &[
         Kernel {
+            name: "matrix",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/matrix/project.wgsl",
+                source: include_str!("../../shaders/matrix/project.wgsl"),
+                consts: |d, caps| {
+                    let p: Params = d.params.get();
+                    let mut consts = matrix_consts(p.group, caps);
+                    consts.push(("NORM", p.norm));
+                    consts
+                },
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    matrix_groups(p.n_out.div_ceil(4), p.n_rows)
+                },
+            }),
+            fits: |d, caps| {
+                d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
+            },
+        },
+        Kernel {
+            name: "tiles",
+            run: Run::Wgsl(Wgsl {
+                file: "shaders/tiles/project.wgsl",
+                source: include_str!("../../shaders/tiles/project.wgsl"),
+                consts: |d, _| {
+                    let p: Params = d.params.get();
+                    let mut consts = tile_consts(p.group);
+                    consts.push(("NORM", p.norm));
+                    consts
+                },
+                elements: &[("Weight", 2)],
+                groups: |d, _| {
+                    let p: Params = d.params.get();
+                    tile_groups(p.n_out.div_ceil(4), p.n_rows)
+                },
+            }),
+            fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
+        },
+        Kernel {
             name: "columns",
             run: Run::Wgsl(Wgsl {
                 file: "shaders/project.wgsl",
                 source: include_str!("../../shaders/project.wgsl"),
-                consts: |d| vec![("COLS", columns(d.params.get::<Params>().n_rows))],
-                elements: &[("Weight", 1)],
-                groups,
+                consts: |d, caps| {
+                    let p: Params = d.params.get();
+                    let mut consts = column_consts(p.n_rows, p.group, caps);
+                    consts.push(("NORM", p.norm));
+                    consts
+                },
+                elements: &[("Weight", 2)],
+                groups: |d, caps| {
+                    let p: Params = d.params.get();
+                    column_groups(p.n_out.div_ceil(4), p.n_rows, caps)
+                },
             }),
             fits,
         },
@@ -50,9 +106,6 @@ pub static OP: Op = Op {
     tolerance: Tolerance::with_abs(3e-4),
 };
 
-/// Rows of the weight that one workgroup serves; as in `project.wgsl`.
-const ROWS_PER_GROUP: u32 = 8;
-
 /// Uniform of `project.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -63,19 +116,15 @@ struct Params {
     y_cols: u32,
     first: u32,
     add: u32,
+    norm: u32,
+    count: u32,
+    eps: f32,
+    group: u32,
+    tiled: u32,
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     d.params.get::<Params>().k.is_multiple_of(8)
-}
-
-fn groups(d: &Dispatch) -> [u32; 3] {
-    let p: Params = d.params.get();
-    [
-        p.n_out.div_ceil(ROWS_PER_GROUP),
-        p.n_rows.div_ceil(columns(p.n_rows)),
-        1,
-    ]
 }
 
 /// What happens to the old value of `y`.
@@ -87,17 +136,6 @@ pub enum Into {
     Add,
 }
 
-/// Weight and bias of a linear layer, or a piece of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Linear<'a> {
-    /// `[n, k]`.
-    pub weight: &'a Tensor,
-    /// `[>= first + n]`, in f32.
-    pub bias: &'a Tensor,
-    /// The row of the whole weight that the piece begins with.
-    pub first: usize,
-}
-
 /// Records one projection of `n_rows` rows.
 ///
 /// Shapes: `x` `[>= n_rows, k]`, `y` `[>= n_rows, m]` with `m >= first + n`, both in f32.
@@ -107,73 +145,69 @@ pub struct Linear<'a> {
 pub fn project(
     r: &mut Recording,
     x: &Tensor,
-    Linear {
-        weight,
-        bias,
-        first,
-    }: Linear<'_>,
+    norm: Option<Norm<'_>>,
+    linear: Linear<'_>,
     y: &Tensor,
-    n_rows: usize,
+    (n_rows, by): (usize, By),
     into: Into,
 ) {
-    let n_out = weight.shape()[0];
-    assert_eq!(
-        x.cols(),
-        weight.cols(),
-        "project: x does not fit the weight"
-    );
-    assert!(first + n_out <= y.cols(), "project: y is too narrow");
-    assert!(first + n_out <= bias.len(), "project: bias is too short");
+    let n_out = linear.weight.shape()[0];
+    linear.check("project", x.cols());
+    assert!(linear.first + n_out <= y.cols(), "project: y is too narrow");
     let params = Params {
         n_rows: u32_of(n_rows),
         k: u32_of(x.cols()),
         n_out: u32_of(n_out),
         y_cols: u32_of(y.cols()),
-        first: u32_of(first),
+        first: u32_of(linear.first),
         add: u32::from(into == Into::Add),
+        norm: u32::from(norm.is_some()),
+        count: norm.map_or(1, |n| u32_of(n.count)),
+        eps: norm.map_or(0.0, |n| n.eps),
+        group: u32_of(linear.group),
+        tiled: u32::from(by == By::Tiles),
     };
-    r.push(&OP, &params, &[x, weight, bias, y]);
+    // Without a norm something is bound that is not read.
+    let gamma = norm.map_or(linear.bias, |n| n.weight);
+    let args = [x, gamma, linear.weight, linear.scales, linear.bias, y];
+    r.push(&OP, &params, &args);
 }
 
 fn reference(args: &mut Args<'_>) {
     let p: Params = args.params();
-    let [x, weight, bias, mut y] = args.views();
-    let k = p.k as usize;
+    let [x, gamma, weight, scales, bias, mut y] = args.views();
+    let product = product(p, [x, gamma, weight, scales]);
     for row in 0..p.n_rows as usize {
+        let x = product.exact_input(row);
         for n in 0..p.n_out as usize {
             let out = p.first as usize + n;
             let at = row * p.y_cols as usize + out;
             let old = if p.add == 1 { y.get(at) } else { 0.0 };
-            let sum: f64 = (0..k)
-                .map(|i| x.get(row * k + i) * weight.get(n * k + i))
-                .sum();
-            y.set(at, old + bias.get(out) + sum);
+            y.set(at, old + bias.get(out) + product.exact(&x, n));
         }
+    }
+}
+
+fn product(p: Params, [x, gamma, weight, scales]: [View<'_>; 4]) -> Product<'_> {
+    Product {
+        x,
+        norm: (p.norm == 1).then_some((gamma, p.count, p.eps)),
+        weight,
+        scales,
+        n_rows: p.n_rows as usize,
+        k: p.k as usize,
+        group: p.group as usize,
     }
 }
 
 fn by_row(args: &mut Args<'_>) {
     let p: Params = args.params();
-    let [x, weight, bias, mut y] = args.views();
-    let (n_rows, k, n_out) = (p.n_rows as usize, p.k as usize, p.n_out as usize);
-    let x = &x.f32s()[..n_rows * k];
-    let mut sums = vec![0.0; n_out * n_rows];
-    let by_pair = sums
-        .par_chunks_mut(ROWS * n_rows)
-        .with_min_len(4)
-        .enumerate();
-    by_pair.for_each(|(pair, sums)| {
-        // An odd last row is computed twice, with itself.
-        let rows = [ROWS * pair, (ROWS * pair + 1).min(n_out - 1)];
-        let mut out = [[0.0; MAX_COLS]; ROWS];
-        for (group, x) in x.chunks(MAX_COLS * k).enumerate() {
-            dots(&weight, rows, k, x, &mut out);
-            for (sums, out) in sums.chunks_exact_mut(n_rows).zip(&out) {
-                let columns = x.len() / k;
-                sums[group * MAX_COLS..][..columns].copy_from_slice(&out[..columns]);
-            }
-        }
-    });
+    let [x, gamma, weight, scales, bias, mut y] = args.views();
+    let (n_rows, n_out) = (p.n_rows as usize, p.n_out as usize);
+    let product = product(p, [x, gamma, weight, scales]);
+    // An odd last row is computed twice, with itself.
+    let pair = |i: usize| [ROWS * i, (ROWS * i + 1).min(n_out - 1)];
+    let sums = product.sums(n_out.div_ceil(ROWS), pair);
     let (bias, y) = (bias.f32s(), y.f32s_mut());
     for row in 0..n_rows {
         let first = p.first as usize;
@@ -185,10 +219,29 @@ fn by_row(args: &mut Args<'_>) {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let make = |name: &str, dtype, [n_rows, k, n_out]: [usize; 3], first: usize, add: bool| {
+/// A case: numbers that differ from call to call.
+#[derive(Clone, Copy)]
+struct Scene {
+    dtype: DType,
+    /// Rows, k, outputs.
+    shape: [usize; 3],
+    first: usize,
+    into: Into,
+    /// Columns that are no padding, and epsilon.
+    norm: Option<(usize, f32)>,
+    group: usize,
+    by: By,
+    /// What x is multiplied by, and the weight divided.
+    scale: f32,
+}
+
+impl Scene {
+    fn case(self, name: &str) -> Case {
         let mut rng = Rng::named(name);
+        let ([n_rows, k, n_out], first) = (self.shape, self.first);
         let y_cols = first + n_out + 3;
+        let (count, eps) = self.norm.unwrap_or((1, 0.0));
+        let add = self.into == Into::Add;
         let params = Params {
             n_rows: u32_of(n_rows),
             k: u32_of(k),
@@ -196,9 +249,26 @@ fn cases() -> Vec<Case> {
             y_cols: u32_of(y_cols),
             first: u32_of(first),
             add: u32::from(add),
+            norm: u32::from(self.norm.is_some()),
+            count: u32_of(count),
+            eps,
+            group: u32_of(self.group),
+            tiled: u32::from(self.by == By::Tiles),
         };
-        let x = rng.outliers(n_rows * k);
-        let weight = rng.uniform(n_out * k);
+        let mut x = rng.outliers(n_rows * k);
+        if self.norm.is_some() {
+            // Epsilon decides where it is large; the padding is zero.
+            let small = if eps > 1e-3 { 1e-3 } else { 1.0 };
+            for (i, x) in x.iter_mut().enumerate() {
+                *x *= if i % k < count { small } else { 0.0 };
+            }
+        }
+        let gamma = rng.scaled(k, 2.0);
+        let [mut weight, scales] = matrix(&mut rng, self.dtype, [n_out, k], self.group);
+        x.iter_mut().for_each(|x| *x *= self.scale);
+        if let Data::Floats(weight) = &mut weight.data {
+            weight.iter_mut().for_each(|w| *w /= self.scale);
+        }
         let bias = rng.scaled(first + n_out, 30.0);
         let y = rng.scaled(n_rows * y_cols, 30.0);
         let y = if add {
@@ -206,51 +276,135 @@ fn cases() -> Vec<Case> {
         } else {
             output(DType::F32, &[n_rows, y_cols])
         };
-        case(
-            name,
-            &params,
-            vec![
-                floats(DType::F32, &[n_rows, k], x),
-                floats(dtype, &[n_out, k], weight),
-                floats(DType::F32, &[first + n_out], bias),
-                y,
-            ],
-        )
-    };
-    let mut cases = vec![
-        make("the smallest", DType::F32, [1, 8, 1], 0, false),
-        make(
-            "a row count that nothing divides",
-            DType::F32,
-            [3, 1768, 1757],
-            0,
-            false,
-        ),
-        make(
-            "a piece in the middle, added",
-            DType::BF16,
-            [2, 64, 37],
-            11,
-            true,
-        ),
-        make(
-            "more rows than columns of a kernel",
-            DType::F16,
-            [37, 176, 24],
-            0,
-            true,
-        ),
-        make(
-            "Qwen3-0.6B down projection",
-            DType::BF16,
-            [4, 3072, 64],
-            0,
-            true,
-        ),
-    ];
-    for n_rows in 1..=17 {
-        let name = format!("{n_rows} rows");
-        cases.push(make(&name, DType::F16, [n_rows, 264, 19], 0, false));
+        let args = vec![
+            floats(DType::F32, &[n_rows, k], x),
+            floats(DType::F32, &[k], gamma),
+            weight,
+            scales,
+            floats(DType::F32, &[first + n_out], bias),
+            y,
+        ];
+        case(name, &params, args)
     }
+}
+
+const BASE: Scene = Scene {
+    dtype: DType::F32,
+    shape: [1, 8, 1],
+    first: 0,
+    into: Into::Replace,
+    norm: None,
+    group: 32,
+    by: By::Columns,
+    scale: 1.0,
+};
+
+fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        BASE.case("the smallest"),
+        Scene {
+            shape: [3, 1768, 1757],
+            ..BASE
+        }
+        .case("a row count that nothing divides"),
+        Scene {
+            dtype: DType::BF16,
+            shape: [2, 64, 37],
+            first: 11,
+            into: Into::Add,
+            ..BASE
+        }
+        .case("a piece in the middle, added"),
+        Scene {
+            dtype: DType::F16,
+            shape: [37, 176, 24],
+            into: Into::Add,
+            ..BASE
+        }
+        .case("more rows than columns of a kernel"),
+        Scene {
+            dtype: DType::BF16,
+            shape: [4, 3072, 64],
+            into: Into::Add,
+            ..BASE
+        }
+        .case("Qwen3-0.6B down projection"),
+        Scene {
+            shape: [5, 64, 37],
+            norm: Some((57, 1e-6)),
+            ..BASE
+        }
+        .case("a norm over padded rows"),
+        Scene {
+            dtype: DType::BF16,
+            shape: [2, 128, 21],
+            norm: Some((128, 1e-2)),
+            ..BASE
+        }
+        .case("a norm where eps decides"),
+    ];
+    cases.extend(code_cases());
+    for n_rows in 1..=17 {
+        let scene = Scene {
+            dtype: DType::F16,
+            shape: [n_rows, 264, 19],
+            ..BASE
+        };
+        cases.push(scene.case(&format!("{n_rows} rows")));
+    }
+    cases.extend(tile_cases());
     cases
+}
+
+fn code_cases() -> impl Iterator<Item = Case> {
+    let shapes = [
+        (DType::U4, 32, 96),
+        (DType::U4, 128, 1792),
+        (DType::U4, 64, 360),
+        (DType::U4, 40, 40),
+        (DType::U8, 32, 64),
+        (DType::U8, 128, 896),
+        (DType::U8, 160, 488),
+        (DType::U8, 24, 24),
+    ];
+    shapes.into_iter().map(|(dtype, group, k)| {
+        let scene = Scene {
+            dtype,
+            shape: [3, k, 38],
+            norm: (group == 128).then_some((k - 5, 1e-6)),
+            group,
+            ..BASE
+        };
+        scene.case(&format!("{dtype} in groups of {group}, {k} columns"))
+    })
+}
+
+fn tile_cases() -> impl Iterator<Item = Case> {
+    let shapes = [
+        (DType::F32, [1, 8, 1], None),
+        (DType::F16, [33, 264, 69], Some((261, 1e-5))),
+        (DType::BF16, [70, 64, 130], None),
+        (DType::U4, [31, 352, 66], Some((352, 1e-5))),
+        (DType::U8, [32, 64, 64], None),
+    ];
+    let scenes = shapes.into_iter().map(|(dtype, shape, norm)| {
+        let scene = Scene {
+            dtype,
+            shape,
+            into: [Into::Replace, Into::Add][shape[0] % 2],
+            norm,
+            by: By::Tiles,
+            ..BASE
+        };
+        scene.case(&format!("tiles of {dtype}: {} rows", shape[0]))
+    });
+    // Beyond the range of f16, and near its least numbers.
+    let massive = Scene {
+        dtype: DType::BF16,
+        shape: [5, 1768, 38],
+        by: By::Tiles,
+        scale: 2e4,
+        ..BASE
+    };
+    scenes.chain([massive.case("tiles of massive activations")])
 }

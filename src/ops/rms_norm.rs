@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation, `y = x / sqrt(mean(x^2) + eps) * weight`, row by row.
 //!
-//! Used before attention, before the feed-forward block and at the end. Rows are padded to a multiple
+//! Used before the head; the norms of the layers are folded into what they feed. Rows are padded to a multiple
 //! of eight: the padding of `x` is zero and does not count in the mean, the padding of `weight` is
 //! zero and makes that of `y` zero.
 
@@ -8,6 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output};
+use super::linear::Norm;
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
@@ -27,9 +28,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/rms_norm.wgsl",
                 source: include_str!("../../shaders/rms_norm.wgsl"),
-                consts: |_| Vec::new(),
+                consts: |_, _| Vec::new(),
                 elements: &[],
-                groups: |d| [d.params.get::<Params>().n_rows, 1, 1],
+                groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
             }),
             fits: always,
         },
@@ -51,17 +52,6 @@ struct Params {
     dim: u32,
     count: u32,
     eps: f32,
-}
-
-/// A norm over the residual stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// `[dim]`, in f32.
-    pub weight: &'a Tensor,
-    /// Columns that are no padding.
-    pub count: usize,
-    /// Added to the mean square before its root.
-    pub eps: f32,
 }
 
 /// Records the normalisation of `n_rows` rows of `x`.

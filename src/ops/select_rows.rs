@@ -22,9 +22,9 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/select_rows.wgsl",
                 source: include_str!("../../shaders/select_rows.wgsl"),
-                consts: |_| Vec::new(),
+                consts: |_, _| Vec::new(),
                 elements: &[],
-                groups: |d| [d.params.get::<Params>().n_rows, 1, 1],
+                groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
             }),
             fits: always,
         },

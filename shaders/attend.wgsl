@@ -17,7 +17,7 @@
 // * Values: quads of lanes own eight channels for LANE_HEADS heads of a row, and each lane of a quad goes
 //   over a fourth of the keys. At the end the four add up, by shuffles.
 // K and V are read from memory once for all rows and heads: neighbouring lanes read neighbouring words,
-// and all loads of four keys are under way before the first is used.
+// and what is used next is loaded before what is there is used.
 //
 // The order of every sum is fixed by the place of a key in the split: not by the rows of the pass, nor by
 // where the split ends. A key behind the split's end, or one that the row does not see, weighs zero.
@@ -61,7 +61,7 @@ const CHUNK_STEPS = (CHUNKS + WIDE - 1u) / WIDE;
 const TEAM_STEPS = (TEAMS + CREWS - 1u) / CREWS;
 const SUMS = CHUNK_STEPS * TEAM_STEPS * LANE_HEADS;
 
-// Of each key of the split: slot, block, index in the block.
+// Where each key of the split is: its slot, its block and its index there.
 var<workgroup> slot_of: array<u32, SPLIT>;
 var<workgroup> block_of: array<u32, SPLIT>;
 var<workgroup> index_of: array<u32, SPLIT>;
@@ -86,7 +86,9 @@ fn main(
         let tile = tiles[t];
         let start = tile.z >> 16u;
         for (var i = 0u; i < (tile.z & 0xffffu); i++) {
-            slot_of[start + i] = tile.x + i; block_of[start + i] = tile.w; index_of[start + i] = tile.y + i;
+            slot_of[start + i] = tile.x + i;
+            block_of[start + i] = tile.w;
+            index_of[start + i] = tile.y + i;
         }
     }
 
@@ -139,30 +141,30 @@ fn main(
                 }
                 var seen = vec4<bool>();
                 if key < n_keys {
+                    // The words of the next key are on their way while this one is served.
                     var next_lo: array<Kv4, SLICES>;
                     var next_hi: array<Kv4, SLICES>;
-                    {
-                        let at = (slot_of[key] * params.n_kv_heads + group.y) * (2u * CHUNKS);
-                        for (var s = 0u; s < SLICES; s++) {
-                            let c = min(slice + s * 8u, CHUNKS - 1u);
-                            next_lo[s] = keys[at + c];
-                            next_hi[s] = keys[at + CHUNKS + c];
-                        }
+                    let at = (slot_of[key] * params.n_kv_heads + group.y) * (2u * CHUNKS);
+                    for (var s = 0u; s < SLICES; s++) {
+                        let c = min(slice + s * 8u, CHUNKS - 1u);
+                        next_lo[s] = keys[at + c];
+                        next_hi[s] = keys[at + CHUNKS + c];
                     }
                     for (var j = 0u; j < 4u; j++) {
-                        var k_lo = next_lo;
-                        var k_hi = next_hi;
+                        let k_lo = next_lo;
+                        let k_hi = next_hi;
                         if j < 3u {
-                            let at = (slot_of[min(key + j + 1u, n_keys - 1u)] * params.n_kv_heads + group.y) * (2u * CHUNKS);
+                            let slot = slot_of[min(key + j + 1u, n_keys - 1u)];
+                            let at = (slot * params.n_kv_heads + group.y) * (2u * CHUNKS);
                             for (var s = 0u; s < SLICES; s++) {
                                 let c = min(slice + s * 8u, CHUNKS - 1u);
                                 next_lo[s] = keys[at + c];
                                 next_hi[s] = keys[at + CHUNKS + c];
                             }
                         }
-                        let at_key = min(key + j, n_keys - 1u); let of_block = block_of[at_key];
-                        if of_block != block {
-                            block = of_block;
+                        let here = min(key + j, n_keys - 1u);
+                        if block_of[here] != block {
+                            block = block_of[here];
                             location = locations[block * params.n_rows + row];
                             let at = u32(max(location, 0)) * (2u * CHUNKS);
                             for (var s = 0u; s < SLICES; s++) {
@@ -173,7 +175,7 @@ fn main(
                                 sin[s] = vec4<f32>(a.yw, b.yw);
                             }
                         }
-                        seen[j] = key + j < n_keys && i32(index_of[at_key]) <= location;
+                        seen[j] = key + j < n_keys && i32(index_of[here]) <= location;
                         for (var s = 0u; s < SLICES; s++) {
                             let lo = kv4_load(k_lo[s]);
                             let hi = kv4_load(k_hi[s]);

@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use super::load::{Layer, Source, Weights, load, padded};
 use super::{Config, ModelFiles};
 use crate::Result;
-use crate::cache::plan::Plan;
+use crate::cache::plan::{self, Plan};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
-use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::linear::{By, Linear, Norm};
@@ -25,6 +25,11 @@ use crate::ops::project::{Into, project};
 use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
+
+const _: () = assert!(
+    plan::SPLIT <= attend::SPLIT,
+    "attention serves the plan's splits"
+);
 
 /// A loaded model.
 #[derive(Debug)]
@@ -177,9 +182,6 @@ impl Model {
         for (first, piece) in &w.embed.0 {
             embed(&mut r, tokens, piece, *first, &rows.x, n);
         }
-        let most = self
-            .rows_per_work()
-            .min(plan.most_pairs.next_power_of_two());
         let work = Work {
             tiles,
             work,
@@ -187,7 +189,7 @@ impl Model {
             locations,
             n_work: plan.n_work(),
             n_rows: n,
-            rows_per_work: most,
+            rows_per_work: plan.most_pairs,
         };
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();

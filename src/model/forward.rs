@@ -13,10 +13,10 @@ use super::load::{Layer, Matrix, Weights, load, padded};
 use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
 use crate::Result;
-use crate::cache::plan::Plan;
+use crate::cache::plan::{self, Plan};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
-use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::gather::gather;
@@ -27,6 +27,11 @@ use crate::ops::project::{Into, project};
 use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
+
+const _: () = assert!(
+    plan::SPLIT <= attend::SPLIT,
+    "attention serves the plan's splits"
+);
 
 /// A loaded model.
 #[derive(Debug)]
@@ -214,9 +219,6 @@ impl Model {
         for (first, piece) in &w.embed.0 {
             embed(&mut r, tokens, piece, *first, &rows.x, n);
         }
-        let most = self
-            .rows_per_work()
-            .min(plan.most_pairs.next_power_of_two());
         let work = Work {
             tiles,
             work,
@@ -224,7 +226,7 @@ impl Model {
             locations,
             n_work: plan.n_work(),
             n_rows: n,
-            rows_per_work: most,
+            rows_per_work: plan.most_pairs,
         };
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();

@@ -79,11 +79,11 @@ fn weights_are_counted_as_they_are_stored() {
             let model = Model::load(device.clone(), &files, 64, &mut |_| {}).unwrap();
             let counted = Need::of(&files, 64, DType::F16).weights;
             // A word that stands in for the scales of floats.
-            let slack = counted.abs_diff(model.weight_bytes());
+            let slack = counted.abs_diff(model.stored_bytes());
             assert!(
                 slack <= 4,
                 "{name}, tied {tied}: {counted} for {}",
-                model.weight_bytes()
+                model.stored_bytes()
             );
         }
     }
@@ -286,7 +286,7 @@ fn loader() {
         return;
     }
     let model = Model::load(device, &files, 64, &mut |_| {}).unwrap();
-    println!("TOOK {} {}", peak().unwrap() - before, model.weight_bytes());
+    println!("TOOK {} {}", peak().unwrap() - before, model.stored_bytes());
 }
 
 /// What [`loader`] took at most, and what of it are weights; none where the system does not say.

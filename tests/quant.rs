@@ -25,7 +25,7 @@ use common::tiny::TinyModel;
 use hogwild::cache::plan::Logits;
 use hogwild::device::{DType, Device};
 use hogwild::model::quantize::{Options, quantize};
-use hogwild::model::{Config, Engine, Model, ModelFiles};
+use hogwild::model::{Config, Engine, Model, ModelFiles, RandomWeights};
 use safetensors::Dtype;
 
 /// Logits have a standard deviation of about 1.
@@ -587,8 +587,17 @@ fn random_codes_have_the_size_of_weights() {
     let config = Config::open(dir.path()).unwrap();
     for dtype in [DType::F16, DType::U8, DType::U4] {
         let device = Arc::new(Device::cpu());
-        let model = Model::random(device, &config, dtype, 64).unwrap();
-        let bytes = model.weight_bytes();
+        let model = Model::random(
+            device,
+            &config,
+            RandomWeights {
+                dtype,
+                shared: false,
+            },
+            64,
+        )
+        .unwrap();
+        let bytes = model.stored_bytes();
         let mut engine = Engine::new(Arc::new(model), DType::F32, 16, false).unwrap();
         let block = engine.cache.pages.open();
         let rows = engine.prefill(block, &TOKENS, Logits::All).unwrap();

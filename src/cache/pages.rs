@@ -19,7 +19,7 @@ pub const fn pages_for(tokens: usize) -> usize {
 pub struct BlockId(pub u32);
 
 /// The pages of one arena and the blocks that hold them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
     /// Free pages; the next to be given is the last.
     free: Vec<u32>,
@@ -28,7 +28,7 @@ pub struct Pages {
     blocks: Vec<Option<Block>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Block {
     pages: Vec<u32>,
     len: usize,

@@ -152,6 +152,7 @@ fn cache(config: &Config, context: usize, dtype: DType) -> u64 {
         n_kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
         dtype,
+        shared: false,
     };
     product(&[shape.bytes_per_token(), pages_for(context), PAGE])
 }

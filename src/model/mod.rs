@@ -6,6 +6,7 @@
 //! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
+mod bytes;
 pub mod config;
 pub mod engine;
 pub mod families;
@@ -16,6 +17,8 @@ mod load;
 pub mod memory;
 pub mod quant;
 pub mod quantize;
+mod random;
+pub mod shapes;
 pub mod tensors;
 pub mod weights;
 
@@ -24,9 +27,10 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use config::{Config, GenerationConfig, Rope, RopeKind};
-pub use engine::Engine;
+pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
+pub use random::RandomWeights;
 pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;
 

@@ -53,6 +53,7 @@ pub static OP: Op = Op {
                     consts
                 },
                 elements: &[("Weight", 1)],
+                loads: None,
                 groups: |d, caps| {
                     let p: Params = d.params.get();
                     column_groups(p.n_out.div_ceil(4), p.n_rows, caps)

@@ -52,6 +52,7 @@ pub static OP: Op = Op {
                     column_consts(p.n_rows, p.group, caps)
                 },
                 elements: &[("Weight", 2)],
+                loads: None,
                 groups: |d, caps| {
                     let p: Params = d.params.get();
                     let [x, y, _] = column_groups(p.n_out.div_ceil(2), p.n_rows, caps);

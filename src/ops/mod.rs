@@ -9,6 +9,7 @@ pub mod attend;
 pub mod embed;
 pub mod expert_down;
 pub mod expert_up;
+pub mod fill;
 pub mod gate_up;
 pub mod gather;
 pub mod linear;
@@ -18,6 +19,7 @@ pub mod project;
 pub mod qkv;
 pub mod rms_norm;
 pub mod route;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -40,6 +42,8 @@ pub static OPS: &[&Op] = &[
     &expert_up::OP,
     &expert_down::OP,
     &select_rows::OP,
+    &sample::OP,
+    &fill::OP,
 ];
 
 /// Most rows that a column kernel serves at once; more rows take another group.

@@ -44,6 +44,7 @@ pub static OP: Op = Op {
                 source: include_str!("../../shaders/route.wgsl"),
                 consts: |d, _| vec![("EXPERTS", d.params.get::<Params>().n_experts)],
                 elements: &[],
+                loads: None,
                 groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
             }),
             fits,

@@ -201,11 +201,11 @@ fn cases() -> Vec<Case> {
     out
 }
 
-/// Every case with and without; returns the reasons why runs ended.
-fn logs_are_the_same(device: Device) {
+/// Every case, or every second one, with and without.
+fn logs_are_the_same(device: Device, step: usize) {
     let tiny = Tiny::load(device);
     let mut reasons = Vec::new();
-    for (i, case) in cases().iter().enumerate() {
+    for (i, case) in cases().iter().enumerate().step_by(step) {
         let (with, reason, ahead) = tiny.log(case, true);
         let (without, _, never) = tiny.log(case, false);
         assert!(
@@ -228,13 +228,13 @@ fn logs_are_the_same(device: Device) {
 
 #[test]
 fn logs_of_the_cpu_are_the_same_with_and_without() {
-    logs_are_the_same(Device::cpu());
+    logs_are_the_same(Device::cpu(), 1);
 }
 
 #[test]
 fn logs_of_the_adapter_are_the_same_with_and_without() {
     if let Some(device) = adapter::adapter() {
-        logs_are_the_same(device);
+        logs_are_the_same(device, 2);
     }
 }
 

@@ -419,7 +419,8 @@ fn prepare(
         ..settings
     };
     let model = args.load.load(device.clone(), files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
 }
 
@@ -540,7 +541,8 @@ fn run_raw(
         },
     };
     let model = args.load.load(device, files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));
     sinks.begin(&header)?;

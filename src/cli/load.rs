@@ -31,6 +31,10 @@ pub(super) struct LoadArgs {
     #[arg(long, hide = true)]
     pub(super) unchecked: bool,
 
+    /// Record no pass before its tokens are known (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) no_ahead: bool,
+
     /// Say nothing on standard error but errors
     #[arg(short, long)]
     pub(super) quiet: bool,

@@ -392,8 +392,16 @@ fn a_wrong_guess_leaves_no_trace() {
             (0, 0),
             "no guess was right"
         );
-        // A token that the model does not have is refused, guessed or not.
+        // A guess is of no use where the blocks have changed since.
         let one = guesses(1);
+        for (engine, guess) in [(&mut ahead, Some(one.clone())), (&mut plain, None)] {
+            engine.choose(&one, guess).unwrap();
+            let len = engine.cache.pages.len(b);
+            engine.cache.pages.truncate(b, len - 3);
+        }
+        let [got, want] = [&mut ahead, &mut plain].map(|e| e.choose(&one, None).unwrap());
+        assert_eq!((got, ahead.n_ahead()), (want, 0), "other blocks");
+        // A token that the model does not have is refused, guessed or not.
         ahead.choose(&one, Some(one.clone())).unwrap();
         let bad = wanted(vec![turn(&[a, b], &[1 << 20])]);
         assert!(!ahead.start(&bad), "not a token");

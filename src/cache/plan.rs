@@ -234,7 +234,11 @@ fn cut(
                 room = SPLIT;
             }
             let keys = (PAGE - index % PAGE).min(len - index).min(room);
-            let tile = [pages.slot(*block, index), index, keys];
+            let tile = [
+                pages.slot(*block, index),
+                index,
+                keys | (SPLIT - room) << 16,
+            ];
             tiles.extend(tile.map(u32_of));
             tiles.push(blocks[block]);
             splits.last_mut().expect("one is open").tiles.end += 1;

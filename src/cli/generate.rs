@@ -418,7 +418,9 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args.load.load(device.clone(), files, context)?;
+    let model = args
+        .load
+        .load(device.clone(), files, settings.context, settings.kv_type()?)?;
     let mut engine = settings.engine(model, args.load.check)?;
     engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
@@ -540,7 +542,9 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args.load.load(device, files, context)?;
+    let model = args
+        .load
+        .load(device, files, settings.context, settings.kv_type()?)?;
     let mut engine = settings.engine(model, args.load.check)?;
     engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;

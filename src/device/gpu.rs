@@ -8,23 +8,29 @@ use super::compose::Variant;
 use super::op::{Kernel, Run, Wgsl};
 use super::pipeline::{Pipeline, Pipelines};
 use super::tensor::{Storage, WeakTensor, padded_bytes};
-use super::{Caps, DType, Dispatch, Recording, Tensor, Upload};
+use super::{Caps, DType, Dispatch, Recording, Tensor, Upload, adapters};
 use crate::{Error, Result};
 
 /// Uploads go through the queue in pieces, each submitted: staging memory is freed by submission.
 const UPLOAD_PIECE: usize = 16 << 20;
+
+/// Bytes of a tensor that is given no memory to speak of.
+const HOLLOW: usize = 4 << 10;
 
 /// A Vulkan adapter, opened.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
     caps: Caps,
-    device: wgpu::Device,
-    queue: wgpu::Queue,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
     max_tensor_bytes: usize,
+    memory: Option<u64>,
     max_groups: u32,
     /// Distance of two dispatches' parameters in the uniform buffer, in bytes.
     stride: usize,
+    /// Whether tensors that hold weights or a cache are given no memory: nothing is computed with them.
+    hollow: bool,
     /// The first thing that went wrong outside an error scope, or the loss of the device.
     failure: Arc<Mutex<Option<String>>>,
     state: Mutex<State>,
@@ -121,10 +127,13 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
             remember(&seen, e.to_string());
         }));
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                remember(&lost, format!("was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            let why = if message.is_empty() {
+                "the driver does not say why"
+            } else {
+                &message
+            };
+            remember(&lost, format!("was lost: {why}"));
         });
         let align = limits.min_uniform_buffer_offset_alignment.max(64);
         let max = limits
@@ -143,8 +152,10 @@ impl Gpu {
             device,
             queue,
             max_tensor_bytes: usize::try_from(max).unwrap_or(usize::MAX) & !3,
+            memory: adapters::memory(adapter),
             max_groups: limits.max_compute_workgroups_per_dimension,
             stride: align as usize,
+            hollow: info.backend == wgpu::Backend::Noop,
             failure,
             state: Mutex::default(),
         })
@@ -162,18 +173,27 @@ impl Gpu {
         self.max_tensor_bytes
     }
 
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Takes the device away, as a driver does that was reset.
+    pub(super) fn lose(&self) {
+        self.device.destroy();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the state panics")
     }
 
-    fn error(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn error(&self, problem: impl Into<String>) -> Error {
         Error::Device {
             device: self.name.clone(),
             problem: problem.into(),
         }
     }
 
-    fn healthy(&self) -> Result<()> {
+    pub(super) fn healthy(&self) -> Result<()> {
         match &*self
             .failure
             .lock()
@@ -184,7 +204,7 @@ impl Gpu {
         }
     }
 
-    fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let guards = [
             wgpu::ErrorFilter::Validation,
             wgpu::ErrorFilter::OutOfMemory,
@@ -217,6 +237,12 @@ impl Gpu {
                 .bytes(shape.iter().product())
                 .expect("the caller checked"),
         );
+        let filled = matches!(dtype, DType::F32 | DType::U32);
+        let bytes = if self.hollow && !filled {
+            bytes.min(HOLLOW)
+        } else {
+            bytes
+        };
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -239,14 +265,27 @@ impl Gpu {
         self.healthy()
     }
 
+    /// Waits until all that was submitted has run.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|e| self.error(format!("did not finish: {e}")))?;
+        self.healthy()
+    }
+
     /// Waits until a submission has run.
-    fn until(&self, index: wgpu::SubmissionIndex) -> Result<()> {
+    pub(super) fn until(&self, index: wgpu::SubmissionIndex) -> Result<()> {
         self.device
             .poll(wgpu::PollType::Wait {
                 submission_index: Some(index),
                 timeout: None,
             })
-            .map_err(|e| self.error(format!("did not finish: {e}")))?;
+            .map_err(|e| {
+                // A loss, which polling lets wgpu tell, says more than what came of it.
+                let _ = self.device.poll(wgpu::PollType::Poll);
+                let unfinished = || self.error(format!("did not finish: {e}"));
+                self.healthy().err().unwrap_or_else(unfinished)
+            })?;
         self.healthy()
     }
 
@@ -334,7 +373,7 @@ impl Gpu {
 
     pub(super) fn play(&self, recording: &Recording) -> Result<()> {
         let work = self.kernels(recording)?;
-        let (params, params_bytes, encoder) = self.encode(&work)?;
+        let (params, params_bytes, encoder) = self.encode(&work, None)?;
         self.upload(&recording.uploads);
         self.queue.write_buffer(&params, 0, &params_bytes);
         self.queue.submit([encoder.finish()]);
@@ -342,7 +381,7 @@ impl Gpu {
     }
 
     pub(super) fn run(&self, dispatch: &Dispatch, kernel: &Kernel) -> Result<()> {
-        let (params, params_bytes, encoder) = self.encode(&[(dispatch, kernel)])?;
+        let (params, params_bytes, encoder) = self.encode(&[(dispatch, kernel)], None)?;
         self.queue.write_buffer(&params, 0, &params_bytes);
         self.queue.submit([encoder.finish()]);
         self.healthy()
@@ -354,7 +393,7 @@ impl Gpu {
         (from, len): (&Tensor, usize),
     ) -> Result<Prepared> {
         let work = self.kernels(&recording)?;
-        let (params, params_bytes, mut encoder) = self.encode(&work)?;
+        let (params, params_bytes, mut encoder) = self.encode(&work, None)?;
         let readback = self.read_back(&mut encoder, from, 0, len)?;
         Ok(Prepared {
             uploads: recording.uploads,
@@ -397,10 +436,17 @@ impl Gpu {
     }
 
     /// Encodes dispatches; gives the buffer of their parameters and what is to be written to it first.
-    fn encode(
+    /// `stamps` takes the time before each dispatch and after the last.
+    pub(super) fn encode(
         &self,
         work: &[(&Dispatch, &Kernel)],
+        stamps: Option<&wgpu::QuerySet>,
     ) -> Result<(wgpu::Buffer, Vec<u8>, wgpu::CommandEncoder)> {
+        let stamp = |pass: &mut wgpu::ComputePass<'_>, at: usize| {
+            if let Some(set) = stamps {
+                pass.write_timestamp(set, u32::try_from(at).expect("recordings are short"));
+            }
+        };
         let mut state = self.state();
         let state = &mut *state;
         let (params, params_bytes) = self.params(state, work)?;
@@ -410,6 +456,7 @@ impl Gpu {
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for (i, (dispatch, kernel)) in work.iter().enumerate() {
+                stamp(&mut pass, i);
                 let Run::Wgsl(wgsl) = &kernel.run else {
                     panic!("kernel {} is not a shader", kernel.name)
                 };
@@ -435,6 +482,7 @@ impl Gpu {
                 pass.set_bind_group(0, group, &[offset]);
                 pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
             }
+            stamp(&mut pass, work.len());
         }
         Ok((params, params_bytes, encoder))
     }
@@ -519,7 +567,7 @@ fn remember(failure: &Mutex<Option<String>>, problem: String) {
     failure.get_or_insert(problem);
 }
 
-fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
+pub(super) fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
     match tensor.storage() {
         Storage::Gpu(buffer) => buffer,
         Storage::Cpu(_) => panic!("a tensor of the CPU was given to a GPU"),

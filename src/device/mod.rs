@@ -9,22 +9,26 @@ mod compose;
 mod cpu;
 mod gpu;
 pub mod judge;
+mod measure;
 mod op;
 mod pipeline;
 mod recording;
 mod tensor;
+mod traffic;
 
 pub use adapters::{AdapterReport, Choice, adapters, choose};
 pub use compose::{Composed, PARTS, Variant, compose};
 pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;
+pub use measure::{Memory, Samples};
 pub use op::{
-    Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, ParamBytes, Run, Tolerance, View, Wgsl,
-    always,
+    Access, Args, Bound, Case, CaseArg, Data, Ints, Kernel, Loads, Op, ParamBytes, Run, Tolerance,
+    View, Wgsl, always,
 };
 pub use pipeline::reflect;
 pub use recording::{Dispatch, Recording, Upload};
 pub use tensor::{DType, Tensor};
+pub use traffic::{Traffic, traffic};
 
 use crate::{Error, Result};
 
@@ -127,6 +131,23 @@ impl Device {
             Self::Gpu(gpu) => gpu.max_tensor_bytes(),
             // The same bound as on NVIDIA, so that both paths split alike.
             Self::Cpu(_) => (1 << 31) - 1,
+        }
+    }
+
+    /// Bytes that it may still give, as far as is known: what the system calls available, or a GPU's
+    /// largest heap.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Gpu(gpu) => gpu.memory(),
+            Self::Cpu(_) => Cpu::memory(),
+        }
+    }
+
+    /// Takes a GPU away under whoever uses it, to test what follows; does nothing on the CPU.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        if let Self::Gpu(gpu) = self {
+            gpu.lose();
         }
     }
 

@@ -63,6 +63,7 @@ const fn wgsl(consts: fn(&Dispatch, &Caps) -> Vec<(&'static str, u32)>) -> Wgsl 
         consts,
         elements: &[],
         groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
+        loads: None,
     }
 }
 

@@ -174,6 +174,7 @@ impl<'a> Bench<'a> {
             device: Some(args.device.clone()),
             check: false,
             unchecked: args.unchecked,
+            no_ahead: false,
             quiet: false,
         };
         let (workers, contexts, passes): (&[usize], &[usize], _) = match (args.what, args.quick) {

@@ -421,7 +421,8 @@ fn prepare(
     let model = args
         .load
         .load(device.clone(), files, settings.context, settings.kv_type()?)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
 }
 
@@ -544,7 +545,8 @@ fn run_raw(
     let model = args
         .load
         .load(device, files, settings.context, settings.kv_type()?)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));
     sinks.begin(&header)?;

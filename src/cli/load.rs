@@ -14,6 +14,10 @@ use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that people type"
+)]
 pub(super) struct LoadArgs {
     /// Model directory in Hugging Face's format
     #[arg(short, long, value_name = "DIR")]
@@ -30,6 +34,10 @@ pub(super) struct LoadArgs {
     /// Judge all shaders first, then run them without checks of their indices (for measurements)
     #[arg(long, hide = true)]
     pub(super) unchecked: bool,
+
+    /// Record no pass before its tokens are known (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) no_ahead: bool,
 
     /// Say nothing on standard error but errors
     #[arg(short, long)]

@@ -167,13 +167,13 @@ impl Error {
         }
     }
 
-    /// The same, with the pass in which a device failed.
+    /// Says of a failed device which pass it was in, from 0.
     #[must_use]
     pub fn in_pass(self, pass: u64) -> Self {
         match self {
             Self::Device { device, problem } => Self::Device {
                 device,
-                problem: format!("pass {pass}: {problem}"),
+                problem: format!("in pass {pass}: {problem}"),
             },
             other => other,
         }

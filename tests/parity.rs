@@ -205,10 +205,7 @@ fn outputs(op: &Op, kernel: &Kernel, case: &Case) -> Vec<Vec<u32>> {
             match &arg.data {
                 Data::Words(words) => words.clone(),
                 Data::Floats(values) => pack(values.iter().copied(), arg.dtype),
-                Data::Output if matches!(arg.dtype, DType::U32 | DType::U4 | DType::U8) => {
-                    vec![0; arg.dtype.bytes(len).unwrap().div_ceil(4)]
-                }
-                Data::Output => pack(std::iter::repeat_n(0.0, len), arg.dtype),
+                Data::Output => vec![0; arg.dtype.bytes(len).unwrap().div_ceil(4)],
             }
         })
         .collect();

@@ -8,6 +8,12 @@ use crate::{Error, Result};
 /// Slots of a page.
 pub const PAGE: usize = 16;
 
+/// Pages for a number of tokens, and room for the partly filled pages of short steps.
+pub const fn pages_for(tokens: usize) -> usize {
+    let pages = tokens.div_ceil(PAGE);
+    pages + pages / 4 + 64
+}
+
 /// Name of a block; never used twice by one [`Pages`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);

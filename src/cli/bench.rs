@@ -204,7 +204,7 @@ impl<'a> Bench<'a> {
         let (name, model) = match &args.model {
             Some(path) => {
                 let files = ModelFiles::open(path)?;
-                let model = load.load(device.clone(), &files, n_positions)?;
+                let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
                 (path.display().to_string(), model)
             }
             None => {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::judge::trust;
-use crate::device::{Choice, Device, choose};
-use crate::model::{Model, ModelFiles};
+use crate::device::{Choice, DType, Device, choose};
+use crate::model::{Model, ModelFiles, memory};
 use crate::ops::OPS;
 use crate::{Error, Result, TokenId};
 
@@ -97,13 +97,17 @@ impl LoadArgs {
         Ok(Arc::new(device))
     }
 
-    /// Loads the weights, with a bar on a terminal.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
     pub(super) fn load(
         &self,
         device: Arc<Device>,
         files: &ModelFiles,
         n_positions: usize,
+        kv_dtype: DType,
     ) -> Result<Arc<Model>> {
+        if let Some(have) = device.memory() {
+            memory::check(files, n_positions, kv_dtype, have, &device.name())?;
+        }
         let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));

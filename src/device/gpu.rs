@@ -8,7 +8,7 @@ use super::compose::Variant;
 use super::op::{Kernel, Run, Wgsl};
 use super::pipeline::{Pipeline, Pipelines};
 use super::tensor::{Storage, WeakTensor, padded_bytes};
-use super::{Caps, DType, Dispatch, Recording, Tensor, Upload};
+use super::{Caps, DType, Dispatch, Recording, Tensor, Upload, adapters};
 use crate::{Error, Result};
 
 /// Uploads go through the queue in pieces, each submitted: staging memory is freed by submission.
@@ -25,6 +25,7 @@ pub struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     max_tensor_bytes: usize,
+    memory: Option<u64>,
     max_groups: u32,
     /// Distance of two dispatches' parameters in the uniform buffer, in bytes.
     stride: usize,
@@ -126,10 +127,13 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
             remember(&seen, e.to_string());
         }));
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                remember(&lost, format!("was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            let why = if message.is_empty() {
+                "the driver does not say why"
+            } else {
+                &message
+            };
+            remember(&lost, format!("was lost: {why}"));
         });
         let align = limits.min_uniform_buffer_offset_alignment.max(64);
         let max = limits
@@ -148,6 +152,7 @@ impl Gpu {
             device,
             queue,
             max_tensor_bytes: usize::try_from(max).unwrap_or(usize::MAX) & !3,
+            memory: adapters::memory(adapter),
             max_groups: limits.max_compute_workgroups_per_dimension,
             stride: align as usize,
             hollow: info.backend == wgpu::Backend::Noop,
@@ -166,6 +171,15 @@ impl Gpu {
 
     pub(super) fn max_tensor_bytes(&self) -> usize {
         self.max_tensor_bytes
+    }
+
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Takes the device away, as a driver does that was reset.
+    pub(super) fn lose(&self) {
+        self.device.destroy();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -266,7 +280,12 @@ impl Gpu {
                 submission_index: Some(index),
                 timeout: None,
             })
-            .map_err(|e| self.error(format!("did not finish: {e}")))?;
+            .map_err(|e| {
+                // A loss, which polling lets wgpu tell, says more than what came of it.
+                let _ = self.device.poll(wgpu::PollType::Poll);
+                let unfinished = || self.error(format!("did not finish: {e}"));
+                self.healthy().err().unwrap_or_else(unfinished)
+            })?;
         self.healthy()
     }
 

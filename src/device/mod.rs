@@ -134,6 +134,23 @@ impl Device {
         }
     }
 
+    /// Bytes that it may still give, as far as is known: what the system calls available, or a GPU's
+    /// largest heap.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Gpu(gpu) => gpu.memory(),
+            Self::Cpu(_) => Cpu::memory(),
+        }
+    }
+
+    /// Takes a GPU away under whoever uses it, to test what follows; does nothing on the CPU.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        if let Self::Gpu(gpu) = self {
+            gpu.lose();
+        }
+    }
+
     /// A new tensor, filled with zeros.
     ///
     /// # Errors

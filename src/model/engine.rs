@@ -18,10 +18,10 @@ use crate::ops::sample::{NONE, Rule, mask, sample};
 use crate::{Error, Result, TokenId};
 
 /// Most rows of one pass of a prefill.
-const PREFILL_ROWS: usize = 256;
+pub(super) const PREFILL_ROWS: usize = 256;
 
 /// Most pairs of a split and a row in one pass of a prefill: bounds the memory of the partials.
-const PREFILL_PAIRS: usize = 4096;
+pub(super) const PREFILL_PAIRS: usize = 4096;
 
 /// A model, its cache, and the memory that a pass works in.
 #[derive(Debug)]

@@ -150,6 +150,11 @@ impl Model {
         &self.device
     }
 
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Positions that its table of angles covers.
     pub fn n_positions(&self) -> usize {
         self.angles.shape()[0]

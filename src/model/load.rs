@@ -88,6 +88,29 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// Bytes of all of them on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let mut all: Vec<&Tensor> = vec![&self.norm, &self.head_bias];
+        let pieces = self.embed.0.iter().chain(&self.head.0);
+        all.extend(pieces.map(|(_, piece)| piece));
+        for l in &self.layers {
+            let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
+            all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
+            all.extend(matrices.iter().filter_map(|m| m.order.as_ref()));
+            all.extend([
+                &l.attention_norm,
+                &l.feed_forward_norm,
+                &l.q_norm,
+                &l.k_norm,
+            ]);
+            all.extend([&l.qkv_bias, &l.out_bias, &l.gate_up_bias, &l.down_bias]);
+        }
+        // A tied head is the embedding.
+        all.sort_unstable_by_key(|tensor| tensor.id());
+        all.dedup_by_key(|tensor| tensor.id());
+        all.iter().map(|tensor| tensor.bytes() as u64).sum()
+    }
+
     /// Whether a matrix stores its channels in an order of its own.
     pub(super) fn has_order(&self) -> bool {
         let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
@@ -96,10 +119,41 @@ impl Weights {
 }
 
 /// A part of a fused matrix: rows of a tensor in the file, padded to a number of rows.
-struct Part {
-    name: String,
-    rows: usize,
-    padded: usize,
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) rows: usize,
+    pub(super) padded: usize,
+}
+
+/// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
+/// below, and their input channels.
+pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
+    let (hidden, ff) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.q_size(), config.kv_size());
+    let part = |tensor: &str, rows: usize| Part {
+        name: layer_name(layer, tensor),
+        rows,
+        padded: padded(rows),
+    };
+    [
+        (
+            vec![
+                part("self_attn.q_proj.weight", q),
+                part("self_attn.k_proj.weight", kv),
+                part("self_attn.v_proj.weight", kv),
+            ],
+            hidden,
+        ),
+        (vec![part("self_attn.o_proj.weight", hidden)], q),
+        (
+            vec![
+                part("mlp.gate_proj.weight", ff),
+                part("mlp.up_proj.weight", ff),
+            ],
+            hidden,
+        ),
+        (vec![part("mlp.down_proj.weight", hidden)], ff),
+    ]
 }
 
 /// A packed matrix, and the order of its channels if that is not their own.
@@ -452,36 +506,16 @@ impl Loader<'_> {
         let (hidden, ff) = (config.hidden_size, config.intermediate_size);
         let (q, kv, dim) = (config.q_size(), config.kv_size(), config.head_dim);
         let name = |tensor: &str| layer_name(layer, tensor);
-        let part = |tensor: &str, rows: usize, padded: usize| Part {
-            name: name(tensor),
-            rows,
-            padded,
-        };
         let vec = |tensor: &str, len: usize| (name(tensor), len, padded(len));
-        let (qkv, order) = self.matrix(
-            &[
-                part("self_attn.q_proj.weight", q, q),
-                part("self_attn.k_proj.weight", kv, kv),
-                part("self_attn.v_proj.weight", kv, kv),
-            ],
-            hidden,
-        )?;
-        let attention_norm =
-            self.norm(&name("input_layernorm.weight"), hidden, order.as_deref())?;
-        let (out, _) = self.matrix(
-            &[part("self_attn.o_proj.weight", hidden, padded(hidden))],
-            q,
-        )?;
-        let (gate_up, order) = self.matrix(
-            &[
-                part("mlp.gate_proj.weight", ff, padded(ff)),
-                part("mlp.up_proj.weight", ff, padded(ff)),
-            ],
-            hidden,
-        )?;
-        let after = name("post_attention_layernorm.weight");
-        let feed_forward_norm = self.norm(&after, hidden, order.as_deref())?;
-        let (down, _) = self.matrix(&[part("mlp.down_proj.weight", hidden, padded(hidden))], ff)?;
+        let [qkv, out, gate_up, down] = matrices(config, layer);
+        let (qkv, order) = self.matrix(&qkv.0, qkv.1)?;
+        let before = name("input_layernorm.weight");
+        let attention_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (out, _) = self.matrix(&out.0, out.1)?;
+        let (gate_up, order) = self.matrix(&gate_up.0, gate_up.1)?;
+        let before = name("post_attention_layernorm.weight");
+        let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (down, _) = self.matrix(&down.0, down.1)?;
         Ok(Layer {
             attention_norm,
             qkv,

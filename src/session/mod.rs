@@ -19,7 +19,7 @@ pub use raw::Raw;
 pub use replay::{Difference, Replayed, replay};
 
 use crate::cache::layout::Shared;
-use crate::cache::pages::{BlockId, PAGE};
+use crate::cache::pages::{BlockId, PAGE, pages_for};
 use crate::cache::plan::{Batch, Logits, Turn as Fed};
 use crate::device::DType;
 use crate::model::{Engine, Model, Wanted};
@@ -115,12 +115,6 @@ impl Settings {
         }
     }
 
-    /// Pages for the context: tokens, and room for the partly filled pages of short steps.
-    fn n_pages(&self) -> usize {
-        let pages = self.context.div_ceil(PAGE);
-        pages + pages / 4 + 64
-    }
-
     /// An engine with a cache for these settings.
     ///
     /// # Errors
@@ -133,7 +127,7 @@ impl Settings {
                 model.n_positions()
             )));
         }
-        Engine::new(model, self.kv_type()?, self.n_pages(), checked)
+        Engine::new(model, self.kv_type()?, pages_for(self.context), checked)
     }
 }
 
@@ -389,6 +383,11 @@ impl Session {
     /// fit: then none of the commands was taken and nothing ran. Those of the device;
     /// [`Error::NotFinite`] if the model computes no number.
     pub fn step(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
+        let pass = self.pass;
+        self.run(commands).map_err(|error| error.in_pass(pass))
+    }
+
+    fn run(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {
             return Ok(events);

@@ -14,6 +14,8 @@
     reason = "what is not in line is not compiled for the instruction set of the dispatch"
 )]
 
+use std::collections::BTreeSet;
+
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -24,8 +26,8 @@ use super::place::{Arena, rotate};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Bound, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
-    Wgsl,
+    Args, Bound, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance,
+    View, Wgsl,
 };
 
 /// Most keys of a tile.
@@ -77,7 +79,7 @@ pub static OP: Op = Op {
                     let heads = Geometry::of(p.head_dim, gqa).heads();
                     [p.n_work, p.n_kv_heads, gqa.div_ceil(heads)]
                 },
-                loads: None,
+                loads: Some(loads),
             }),
             fits: fits_wgsl,
         },
@@ -180,6 +182,45 @@ fn fits_wgsl(d: &Dispatch, caps: &Caps) -> bool {
     // Two lines of scores for each query, and the places of the keys.
     let bytes = geometry.rows * geometry.heads() * (2 * 17 * 16 + 4) + 3 * 4 * u32_of(SPLIT);
     fits(d, caps) && caps.subgroup.0 >= 4 && bytes <= caps.workgroup_bytes
+}
+
+/// What a workgroup loads: keys and values of its split for one KV head, the queries of its rows and heads,
+/// and an angle for each row and block.
+fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let p: Params = d.params.get();
+    let [tiles, work, pair_rows, locations] = [0, 1, 2, 3].map(|i| ints.get(&d.args[i]));
+    let item: Vec<usize> = work[group[0] as usize * 4..][..4]
+        .iter()
+        .map(|&n| n as usize)
+        .collect();
+    let tiles = &tiles[item[0] * 4..item[1] * 4];
+    let keys: usize = tiles.chunks_exact(4).map(|t| keys_and_start(t).0).sum();
+    let rows: BTreeSet<u32> = pair_rows[item[2]..][..item[3]].iter().copied().collect();
+    let blocks: BTreeSet<u32> = tiles.chunks_exact(4).map(|t| t[3]).collect();
+    let at = |block: u32, row: u32| locations[(block * p.n_rows + row) as usize].cast_signed();
+    let angles: BTreeSet<i32> = blocks
+        .iter()
+        .flat_map(|&block| rows.iter().map(move |&row| at(block, row).max(0)))
+        .collect();
+    let gqa = p.n_heads / p.n_kv_heads;
+    let heads = Geometry::of(p.head_dim, gqa).heads();
+    let heads = heads.min(gqa - group[2] * heads) as usize;
+    let head = p.head_dim as usize * 4;
+    let arena = keys * p.head_dim as usize * d.args[6].dtype().size();
+    [
+        tiles.len() * 4,
+        16,
+        item[3] * 4,
+        blocks.len() * rows.len() * 4,
+        angles.len() * head,
+        rows.len() * heads * head,
+        arena,
+        arena,
+        0,
+        0,
+    ]
+    .map(|bytes| bytes as u64)
+    .to_vec()
 }
 
 /// What is attended to, as numbers: see `cache::plan`.

@@ -249,7 +249,7 @@ pub struct Work<'a> {
 /// `[>= n_pairs, n_heads, head_dim]`; `stats` `[>= n_pairs, n_heads, 2]`, largest score and sum.
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or a work item has more rows than [`rows_per_work`].
 pub fn attend(
     r: &mut Recording,
     work: Work<'_>,
@@ -274,6 +274,10 @@ pub fn attend(
         n_heads % n_kv_heads,
         0,
         "attend: heads are divided among the KV heads"
+    );
+    assert!(
+        work.rows_per_work <= rows_per_work(q.cols(), n_heads, n_kv_heads),
+        "attend: a work item has more rows than are served at once"
     );
     let params = Params {
         n_work: u32_of(work.n_work),

@@ -155,6 +155,9 @@ fn outputs(op: &Op, kernel: &Kernel, case: &Case) -> Vec<Vec<u32>> {
             match &arg.data {
                 Data::Words(words) => words.clone(),
                 Data::Floats(values) => pack(values.iter().copied(), arg.dtype),
+                Data::Output if matches!(arg.dtype, DType::U32 | DType::U4 | DType::U8) => {
+                    vec![0; arg.dtype.bytes(len).unwrap().div_ceil(4)]
+                }
                 Data::Output => pack(std::iter::repeat_n(0.0, len), arg.dtype),
             }
         })
@@ -327,6 +330,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             consts: |_, _| Vec::new(),
             elements: &[],
             groups: |d, _| [d.params.get::<[u32; 1]>()[0].div_ceil(64), 1, 1],
+            loads: None,
         }),
         fits: always,
     };

@@ -72,6 +72,30 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
+/// The adapter that does nothing, where wgpu was built with it; no list and no name has it.
+pub(super) fn noop() -> Option<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::NOOP;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    descriptor.backend_options.noop = wgpu::NoopBackendOptions {
+        enable: true,
+        subgroup_min_size: Some(32),
+        subgroup_max_size: Some(32),
+        // As on NVIDIA.
+        limits: Some(wgpu::Limits {
+            max_storage_buffer_binding_size: (1 << 31) - 1,
+            max_compute_workgroup_storage_size: 48 << 10,
+            max_compute_workgroups_per_dimension: 65_535,
+            min_uniform_buffer_offset_alignment: 64,
+            ..wgpu::Limits::unlimited()
+        }),
+        ..Default::default()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let found = instance.enumerate_adapters(wgpu::Backends::NOOP);
+    pollster::block_on(found).into_iter().next()
+}
+
 fn all() -> Vec<wgpu::Adapter> {
     pollster::block_on(instance().enumerate_adapters(wgpu::Backends::VULKAN))
 }

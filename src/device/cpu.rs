@@ -24,7 +24,7 @@ enum Guard<'a> {
     Write(RwLockWriteGuard<'a, Vec<u32>>),
 }
 
-const POISONED: &str = "no kernel panics while it holds a tensor";
+pub(super) const POISONED: &str = "no kernel panics while it holds a tensor";
 
 impl Cpu {
     /// What is known of the CPU path on this machine.
@@ -112,7 +112,7 @@ fn instructions() -> &'static str {
     }
 }
 
-fn words(tensor: &Tensor) -> &RwLock<Vec<u32>> {
+pub(super) fn words(tensor: &Tensor) -> &RwLock<Vec<u32>> {
     match tensor.storage() {
         Storage::Cpu(words) => words,
         Storage::Gpu(_) => panic!("a tensor of a GPU was given to the CPU player"),

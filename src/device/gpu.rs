@@ -13,17 +13,22 @@ use crate::{Error, Result};
 /// Uploads go through the queue in pieces, each submitted: staging memory is freed by submission.
 const UPLOAD_PIECE: usize = 16 << 20;
 
+/// Bytes of a tensor that is given no memory to speak of.
+const HOLLOW: usize = 4 << 10;
+
 /// A Vulkan adapter, opened.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
     caps: Caps,
-    device: wgpu::Device,
-    queue: wgpu::Queue,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
     max_tensor_bytes: usize,
     max_groups: u32,
     /// Distance of two dispatches' parameters in the uniform buffer, in bytes.
     stride: usize,
+    /// Whether tensors that hold weights or a cache are given no memory: nothing is computed with them.
+    hollow: bool,
     /// The first thing that went wrong outside an error scope, or the loss of the device.
     failure: Arc<Mutex<Option<String>>>,
     state: Mutex<State>,
@@ -115,6 +120,7 @@ impl Gpu {
             max_tensor_bytes: usize::try_from(max).unwrap_or(usize::MAX) & !3,
             max_groups: limits.max_compute_workgroups_per_dimension,
             stride: align as usize,
+            hollow: info.backend == wgpu::Backend::Noop,
             failure,
             state: Mutex::default(),
         })
@@ -136,14 +142,14 @@ impl Gpu {
         self.state.lock().expect("no holder of the state panics")
     }
 
-    fn error(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn error(&self, problem: impl Into<String>) -> Error {
         Error::Device {
             device: self.name.clone(),
             problem: problem.into(),
         }
     }
 
-    fn healthy(&self) -> Result<()> {
+    pub(super) fn healthy(&self) -> Result<()> {
         match &*self
             .failure
             .lock()
@@ -154,7 +160,7 @@ impl Gpu {
         }
     }
 
-    fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let guards = [
             wgpu::ErrorFilter::Validation,
             wgpu::ErrorFilter::OutOfMemory,
@@ -187,6 +193,12 @@ impl Gpu {
                 .bytes(shape.iter().product())
                 .expect("the caller checked"),
         );
+        let filled = matches!(dtype, DType::F32 | DType::U32);
+        let bytes = if self.hollow && !filled {
+            bytes.min(HOLLOW)
+        } else {
+            bytes
+        };
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -209,7 +221,7 @@ impl Gpu {
         self.healthy()
     }
 
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.device
             .poll(wgpu::PollType::Wait {
                 submission_index,
@@ -280,14 +292,24 @@ impl Gpu {
             .dispatches
             .iter()
             .map(|d| Ok((d, self.kernel(d)?)));
-        self.submit(&kernels.collect::<Result<Vec<_>>>()?)
+        self.submit(&kernels.collect::<Result<Vec<_>>>()?, None)
     }
 
     pub(super) fn run(&self, dispatch: &Dispatch, kernel: &Kernel) -> Result<()> {
-        self.submit(&[(dispatch, kernel)])
+        self.submit(&[(dispatch, kernel)], None)
     }
 
-    fn submit(&self, work: &[(&Dispatch, &Kernel)]) -> Result<()> {
+    /// Submits dispatches in one compute pass; `stamps` takes the time before each and after the last.
+    pub(super) fn submit(
+        &self,
+        work: &[(&Dispatch, &Kernel)],
+        stamps: Option<&wgpu::QuerySet>,
+    ) -> Result<()> {
+        let stamp = |pass: &mut wgpu::ComputePass<'_>, at: usize| {
+            if let Some(set) = stamps {
+                pass.write_timestamp(set, u32::try_from(at).expect("recordings are short"));
+            }
+        };
         let mut state = self.state();
         let state = &mut *state;
         self.write_params(state, work)?;
@@ -297,6 +319,7 @@ impl Gpu {
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for (i, (dispatch, kernel)) in work.iter().enumerate() {
+                stamp(&mut pass, i);
                 let Run::Wgsl(wgsl) = &kernel.run else {
                     panic!("kernel {} is not a shader", kernel.name)
                 };
@@ -323,6 +346,7 @@ impl Gpu {
                 pass.set_bind_group(0, group, &[offset]);
                 pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
             }
+            stamp(&mut pass, work.len());
         }
         self.queue.submit([encoder.finish()]);
         self.healthy()
@@ -407,7 +431,7 @@ fn remember(failure: &Mutex<Option<String>>, problem: String) {
     failure.get_or_insert(problem);
 }
 
-fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
+pub(super) fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
     match tensor.storage() {
         Storage::Gpu(buffer) => buffer,
         Storage::Cpu(_) => panic!("a tensor of the CPU was given to a GPU"),

@@ -160,7 +160,9 @@ fn initial(arg: &CaseArg) -> Vec<u32> {
             let guard = std::iter::repeat_n(0x7fff_fff0, total - len);
             words.iter().copied().chain(guard).collect()
         }
-        (Data::Output, DType::U32) => vec![0xdead_beef; total],
+        (Data::Output, DType::U32 | DType::U4 | DType::U8) => {
+            vec![0xdead_beef; arg.dtype.bytes(total).expect("small").div_ceil(4)]
+        }
         (data, dtype) => {
             let value = |i: usize| match data {
                 Data::Floats(values) if i < len => values[i],
@@ -194,8 +196,9 @@ pub fn pack(values: impl Iterator<Item = f32>, dtype: DType) -> Vec<u32> {
     }
 }
 
+/// An element as bits and number; of codes, a whole word.
 fn element(words: &[u32], dtype: DType, at: usize) -> (u32, f64) {
-    if dtype.bits() == 32 {
+    if !matches!(dtype, DType::F16 | DType::BF16) {
         let bits = words[at];
         let value = if dtype == DType::F32 {
             f64::from(f32::from_bits(bits))
@@ -251,7 +254,10 @@ fn compare_output(
     [before, want, got]: [&[u32]; 3],
     strict: bool,
 ) -> Result<Agreement, String> {
-    let len = want.len() * 4 / dtype.size();
+    let len = match dtype {
+        DType::F16 | DType::BF16 => want.len() * 2,
+        _ => want.len(),
+    };
     let (mut worst, mut error, mut power, mut count) = (0.0_f64, 0.0, 0.0, 0usize);
     for at in 0..len {
         let (was, (want, w), (bits, g)) = (
@@ -289,7 +295,8 @@ fn compare_output(
         ));
     }
     let rms = (power / count as f64).sqrt();
-    if strict && dtype != DType::U32 && rms < 100.0 * bound.abs {
+    let is_float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    if strict && is_float && rms < 100.0 * bound.abs {
         return Err(format!(
             "the case is too small to judge {name}: rms {rms:.1e}"
         ));

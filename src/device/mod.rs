@@ -9,22 +9,26 @@ mod compose;
 mod cpu;
 mod gpu;
 pub mod judge;
+mod measure;
 mod op;
 mod pipeline;
 mod recording;
 mod tensor;
+mod traffic;
 
 pub use adapters::{AdapterReport, Choice, adapters, choose};
 pub use compose::{Composed, PARTS, Variant, compose};
 pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;
+pub use measure::{Memory, Samples};
 pub use op::{
-    Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, ParamBytes, Run, Tolerance, View, Wgsl,
-    always,
+    Access, Args, Bound, Case, CaseArg, Data, Ints, Kernel, Loads, Op, ParamBytes, Run, Tolerance,
+    View, Wgsl, always,
 };
 pub use pipeline::reflect;
 pub use recording::{Dispatch, Recording, Upload};
 pub use tensor::{DType, Tensor};
+pub use traffic::{Traffic, traffic};
 
 use crate::{Error, Result};
 

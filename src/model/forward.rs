@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Matrix, Source, Weights, load, padded};
+use super::load::{Layer, Matrix, Weights, load, padded};
+use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
 use crate::Result;
 use crate::cache::plan::Plan;
@@ -35,6 +36,8 @@ pub struct Model {
     weights: Weights,
     /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
     angles: Tensor,
+    /// Whether all layers are one layer's tensors.
+    shared: bool,
 }
 
 /// Device memory that a pass works in; grows with the largest pass, kept between passes.
@@ -95,13 +98,14 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let weights = load(&device, Source::Files(files), progress)?;
+        let weights = load(&device, files, progress)?;
         let angles = angles(&device, &files.config, n_positions)?;
         Ok(Self {
             config: files.config.clone(),
             device,
             weights,
             angles,
+            shared: false,
         })
     }
 
@@ -112,22 +116,28 @@ impl Model {
     pub fn random(
         device: Arc<Device>,
         config: &Config,
-        weights: DType,
+        weights: RandomWeights,
         n_positions: usize,
     ) -> Result<Self> {
-        let weights = load(&device, Source::Random(config, weights), &mut |_| {})?;
+        let shared = weights.shared;
+        let weights = random(&device, config, weights)?;
         let angles = angles(&device, config, n_positions)?;
         Ok(Self {
             config: config.clone(),
             device,
             weights,
             angles,
+            shared,
         })
     }
 
     /// The numbers that describe it.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Where it lives.
@@ -154,6 +164,7 @@ impl Model {
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
             dtype,
+            shared: self.shared,
         }
     }
 

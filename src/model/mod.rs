@@ -6,6 +6,7 @@
 //! `quantize` makes such a folder. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
+mod bytes;
 pub mod config;
 pub mod engine;
 pub mod families;
@@ -15,6 +16,8 @@ mod json;
 mod load;
 pub mod quant;
 pub mod quantize;
+mod random;
+pub mod shapes;
 pub mod tensors;
 pub mod weights;
 
@@ -26,6 +29,7 @@ pub use config::{Config, GenerationConfig, Rope, RopeKind};
 pub use engine::Engine;
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
+pub use random::RandomWeights;
 pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;
 

@@ -70,6 +70,7 @@ pub static OP: Op = Op {
                         gqa.div_ceil(heads_per_group(p.head_dim, gqa)),
                     ]
                 },
+                loads: None,
             }),
             fits,
         },

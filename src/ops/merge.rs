@@ -35,6 +35,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads, 1]
                 },
+                loads: None,
             }),
             fits: always,
         },

@@ -7,6 +7,7 @@
 
 pub mod attend;
 pub mod embed;
+pub mod fill;
 pub mod gate_up;
 pub mod gather;
 pub mod linear;
@@ -34,6 +35,7 @@ pub static OPS: &[&Op] = &[
     &merge::OP,
     &gate_up::OP,
     &select_rows::OP,
+    &fill::OP,
 ];
 
 /// Most rows that a column kernel serves at once; more rows take another group.

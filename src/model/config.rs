@@ -519,7 +519,10 @@ impl<'a> Keys<'a> {
             None => return Err(self.missing(key)),
         };
         if list.len() != n {
-            let problem = format!("lists {} numbers, expected {n}: one for each pair", list.len());
+            let problem = format!(
+                "lists {} numbers, expected {n}: one for each pair",
+                list.len()
+            );
             return Err(self.bad(key, problem));
         }
         let fits = |x: &f64| to_f32(*x) > 0.0 && to_f32(*x).is_finite();
@@ -667,11 +670,7 @@ fn read_head_dim(
 }
 
 /// Reads how far each layer sees: by `layer_types` where the config has them, else as the family has it.
-fn read_windows(
-    keys: &Keys<'_>,
-    family: &Family,
-    n_layers: usize,
-) -> Result<Vec<Option<usize>>> {
+fn read_windows(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Vec<Option<usize>>> {
     let (default, switched, first) = match family.window {
         Window::Ignored => (None, Some(false), 0),
         Window::Always { default } => (default, keys.flag("use_sliding_window")?, 0),
@@ -679,9 +678,7 @@ fn read_windows(
             let used = keys.flag("use_sliding_window")?.unwrap_or(false);
             let first = match keys.get("max_window_layers") {
                 Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
-                _ => keys
-                    .count("max_window_layers", MAX_COUNT)?
-                    .unwrap_or(first),
+                _ => keys.count("max_window_layers", MAX_COUNT)?.unwrap_or(first),
             };
             (Some(default), Some(used), first)
         }
@@ -692,7 +689,9 @@ fn read_windows(
         given => given,
     };
     let Some(value) = keys.get("layer_types") else {
-        return Ok((0..n_layers).map(|i| window.filter(|_| i >= first)).collect());
+        return Ok((0..n_layers)
+            .map(|i| window.filter(|_| i >= first))
+            .collect());
     };
     let Value::Array(types) = value else {
         return Err(keys.expected("layer_types", "a list", value));
@@ -721,7 +720,10 @@ fn read_rotary_dim(keys: &Keys<'_>, head_dim: usize) -> Result<usize> {
     let old = keys.object("rope_scaling", "rope_scaling.")?;
     let new = keys.object("rope_parameters", "rope_parameters.")?;
     let mut found: Option<f64> = None;
-    for keys in [Some(keys), old.as_ref(), new.as_ref()].into_iter().flatten() {
+    for keys in [Some(keys), old.as_ref(), new.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         match (keys.share("partial_rotary_factor", 1.0)?, found) {
             (Some(here), Some(other)) if here.to_bits() != other.to_bits() => {
                 let problem = format!("{here} contradicts partial_rotary_factor {other}");
@@ -985,7 +987,7 @@ mod tests {
         let all = std::fs::read("tests/golden/rope_inv_freq.json").expect("a golden file");
         let all: Value = serde_json::from_slice(&all).expect("a golden file is JSON");
         let want = &all[golden];
-        let (inv_freq, multiplier) = config.inv_freq();
+        let (inv_freq, multiplier) = config.inv_freq(1);
         let list = want["inv_freq"].as_array().expect("a list");
         assert_eq!(
             inv_freq.len(),
@@ -1132,18 +1134,117 @@ mod tests {
     }
 
     #[test]
+    fn longrope_is_that_of_transformers_in_either_spelling() {
+        let short: Vec<f64> = (0..6).map(|i| 1.0 + 0.05 * f64::from(i)).collect();
+        let long: Vec<f64> = (0..6).map(|i| 1.0 + 2.0 * f64::from(i)).collect();
+        for (name, original) in [
+            ("plain_phi3_partial_longrope_long/model", 16),
+            ("plain_phi3_partial_longrope_short/model", 128),
+        ] {
+            let lists = json!({"type": "longrope", "short_factor": short, "long_factor": long});
+            let old = read(json!({"model_type": "phi3", "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": original, "rope_scaling": lists}))
+            .expect("a good config");
+            agrees(&old, name);
+            let new = read(json!({"model_type": "phi3", "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": original, "short_factor": short,
+                "long_factor": long}}))
+            .expect("a good config");
+            assert_eq!(
+                (&old.rope, old.rotary_dim),
+                (&new.rope, new.rotary_dim),
+                "{name}"
+            );
+
+            let table = |n_positions| old.inv_freq(n_positions).0;
+            assert_eq!(
+                table(original),
+                table(1),
+                "{name}: short up to the original length"
+            );
+            assert_eq!(
+                table(original + 1),
+                table(usize::MAX),
+                "{name}: long beyond it"
+            );
+            for i in 0..6 {
+                let ratio = f64::from(table(1)[i] / table(usize::MAX)[i]);
+                assert!(
+                    (ratio - long[i] / short[i]).abs() < 1e-5,
+                    "{name}: pair {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn phi3_called_longrope_su_and_yarn_and_began_at_4096_tokens() {
+        let kind = |name: &str, extra: Value| {
+            let mut keys = json!({"model_type": "phi3", "max_position_embeddings": 131_072,
+                "rope_scaling": {"type": name, "short_factor": [1, 1, 1, 1, 1, 1, 1, 1],
+                    "long_factor": [1, 2, 3, 4, 5, 6, 7, 8]}});
+            let (Value::Object(map), Value::Object(extra)) = (&mut keys, extra) else {
+                unreachable!("both are objects");
+            };
+            map.extend(extra);
+            read(keys).expect("a good config").rope.kind
+        };
+        let want = kind(
+            "longrope",
+            json!({"original_max_position_embeddings": 4096}),
+        );
+        assert_eq!(want.is_long(4096), Some(false), "4096 tokens are short");
+        assert_eq!(want.is_long(4097), Some(true), "more are long");
+        for name in ["longrope", "su", "yarn"] {
+            assert_eq!(kind(name, json!({})), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_channels_of_a_head_are_paired_for_kernels_that_rotate_all_of_it() {
+        let order = |share: f64| {
+            read(json!({"head_dim": 16, "partial_rotary_factor": share}))
+                .expect("a good config")
+                .head_order()
+        };
+        assert_eq!(order(1.0), None, "their own order");
+        let want = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
+        assert_eq!(order(0.5), Some(want.to_vec()), "pairs of i and i + 4");
+        let want = [0, 1, 2, 3, 4, 5, 12, 13, 6, 7, 8, 9, 10, 11, 14, 15];
+        assert_eq!(order(0.75), Some(want.to_vec()), "pairs of i and i + 6");
+    }
+
+    #[test]
     fn a_sliding_window_counts_only_where_it_is_switched_on() {
-        let window = |used: bool, from: usize| {
-            read(
+        let windows = |keys: Value| read(keys).expect("a good config").windows;
+        let qwen = |used: bool, from: usize| {
+            windows(
                 json!({"sliding_window": 64, "use_sliding_window": used, "max_window_layers": from}),
             )
         };
-        window(false, 0).expect("switched off");
-        window(true, 3).expect("no layer has it");
-        let line = window(true, 2).expect_err("one layer has it").to_string();
-        assert!(line.contains("sliding_window 64"), "said: {line}");
-        read(json!({"model_type": "llama", "sliding_window": 64, "use_sliding_window": true}))
-            .expect("llama has no such key");
+        assert_eq!(qwen(false, 0), [None; 3], "switched off");
+        assert_eq!(qwen(true, 3), [None; 3], "no layer has it");
+        assert_eq!(qwen(true, 2), [None, None, Some(64)], "one layer has it");
+        let other = |model_type: &str, window: Value| {
+            windows(json!({"model_type": model_type, "sliding_window": window}))
+        };
+        assert_eq!(
+            other("llama", json!(64)),
+            [None; 3],
+            "llama has no such key"
+        );
+        for model_type in ["mistral", "phi3"] {
+            assert_eq!(other(model_type, json!(64)), [Some(64); 3], "no switch");
+            assert_eq!(other(model_type, Value::Null), [None; 3], "null is none");
+        }
+        let absent = |model_type: &str| windows(json!({"model_type": model_type}));
+        assert_eq!(absent("mistral"), [Some(4096); 3], "the family's own");
+        assert_eq!(absent("phi3"), [None; 3], "it has none");
+        let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+        let by_layer =
+            windows(json!({"use_sliding_window": true, "sliding_window": 5, "layer_types": types}));
+        assert_eq!(by_layer, [Some(5), None, Some(5)], "as the list has it");
     }
 
     #[test]

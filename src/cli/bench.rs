@@ -78,6 +78,10 @@ pub(super) struct Args {
     )]
     device: String,
 
+    /// Run shaders without runtime checks, once they have passed their cases with them
+    #[arg(long)]
+    unchecked: bool,
+
     /// Let all layers be one layer's memory: a large shape fits a small machine, and caches help it
     #[arg(long, conflicts_with = "model")]
     share_layers: bool,
@@ -169,6 +173,7 @@ impl<'a> Bench<'a> {
             model: args.model.clone(),
             device: Some(args.device.clone()),
             check: false,
+            unchecked: args.unchecked,
             quiet: false,
         };
         let (workers, contexts, passes): (&[usize], &[usize], _) = match (args.what, args.quick) {
@@ -199,7 +204,7 @@ impl<'a> Bench<'a> {
         let (name, model) = match &args.model {
             Some(path) => {
                 let files = ModelFiles::open(path)?;
-                let model = load.load(device.clone(), &files, n_positions)?;
+                let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
                 (path.display().to_string(), model)
             }
             None => {

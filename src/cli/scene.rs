@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::Result;
-use crate::cache::KvCache;
 use crate::cache::layout::{Layout, Shared, View};
 use crate::cache::pages::PAGE;
 use crate::cache::plan::{Batch, Logits, Plan, Turn, plan};
 use crate::device::{DType, Device, Recording, Samples};
-use crate::model::{Model, Scratch};
+use crate::model::engine::Wanted;
+use crate::model::{Engine, Model, Scratch};
 use crate::ops::fill::{Contents, fill};
 use crate::ops::linear::By;
+use crate::sampler::Sampling;
 
 /// Passes before the measured ones.
 pub(super) const WARM_UP: usize = 2;
@@ -29,14 +30,15 @@ pub(super) fn token(i: usize, vocab: usize) -> u32 {
 
 /// Workers in the middle of a session, over a cache whose contents no one computed.
 pub(super) struct Scene {
-    model: Arc<Model>,
-    cache: KvCache,
+    engine: Engine,
+    /// Of recordings that are not the engine's.
     scratch: Scratch,
     shared: Shared,
     passes: usize,
 }
 
-/// Seconds of passes, and of them those of the host before it waits.
+/// Seconds of passes, each from the tokens of one to those of the next; and of what the host does for one:
+/// plan, record, encode and submit. Recording ahead hides it behind the device's work.
 pub(super) struct Times {
     pub(super) pass: Samples,
     pub(super) host: Samples,
@@ -58,11 +60,12 @@ impl Scene {
         let pages: usize = history.iter().map(|len| len.div_ceil(PAGE)).sum();
         let open = workers * MOST_PASSES.div_ceil(PAGE) + 2;
         let shape = model.cache_shape(kv_dtype);
-        let mut cache = KvCache::new(device, shape, pages + open)?;
-        let shared = Shared::after(&mut cache.pages, &history, workers)?;
+        let mut engine = Engine::new(model.clone(), kv_dtype, pages + open, false)?;
+        engine.choose_by(Sampling::default().rule(), &[])?;
+        let shared = Shared::after(&mut engine.cache.pages, &history, workers)?;
         let mut seed = 1;
         for layer in 0..shape.n_layers {
-            for arena in cache.layer(layer) {
+            for arena in engine.cache.layer(layer) {
                 let mut r = Recording::default();
                 let contents = Contents::Numbers {
                     mean: 0.0,
@@ -75,85 +78,88 @@ impl Scene {
         }
         device.finish()?;
         Ok(Self {
-            model: model.clone(),
-            cache,
+            engine,
             scratch: Scratch::default(),
             shared,
             passes: 0,
         })
     }
 
-    /// Takes one more token of every worker into its block.
-    fn extend(&mut self) -> Result<()> {
-        for &block in &self.shared.own {
-            self.cache.pages.extend(block, 1)?;
-        }
-        self.passes += 1;
-        Ok(())
-    }
-
-    /// The plan of a pass in which every worker writes a token.
-    pub(super) fn planned(&self) -> Plan {
-        let vocab = self.model.config().vocab_size;
+    /// What every worker feeds in a pass of a number.
+    fn batch(&self, pass: usize) -> Batch {
+        let vocab = self.engine.model().config().vocab_size;
         let turn = |w: usize| Turn {
             view: Layout::Combined.view(w, &self.shared),
-            tokens: vec![token(self.passes * 31 + w, vocab)],
+            tokens: vec![token(pass * 31 + w, vocab)],
             logits: Logits::Last,
         };
-        let batch = Batch {
+        Batch {
             turns: (0..self.shared.own.len()).map(turn).collect(),
-        };
-        plan(&self.cache.pages, &batch, self.model.rows_per_work())
+        }
+    }
+
+    fn wanted(&self, pass: usize) -> Wanted {
+        let draw = |w: usize| (pass * 16 + w) as u64 ^ 0x9e37_79b9_7f4a_7c15;
+        Wanted::new(
+            self.batch(pass),
+            (0..self.shared.own.len()).map(draw).collect(),
+        )
+    }
+
+    /// The plan of a pass in which every worker feeds its last token again.
+    pub(super) fn planned(&self) -> Plan {
+        let rows = self.engine.model().rows_per_work();
+        plan(&self.engine.cache.pages, &self.batch(self.passes), rows)
     }
 
     /// The recording of a pass.
     pub(super) fn forward(&mut self, plan: &Plan) -> Result<Recording> {
-        self.model
-            .forward(plan, By::Columns, &self.cache, &mut self.scratch)
+        let (model, cache) = (self.engine.model(), &self.engine.cache);
+        model.forward(plan, By::Columns, cache, &mut self.scratch)
     }
 
-    /// The recording of the prefill of a block that is as long as the workers' room.
+    /// The recording of the prefill of a new block.
     pub(super) fn prefill(&mut self, tokens: usize) -> Result<Recording> {
-        let block = self.cache.pages.open();
-        self.cache.pages.extend(block, tokens)?;
-        let vocab = self.model.config().vocab_size;
+        let model = self.engine.model().clone();
+        let cache = &mut self.engine.cache;
+        let block = cache.pages.open();
+        cache.pages.extend(block, tokens)?;
+        let vocab = model.config().vocab_size;
         let turn = Turn {
             view: View(vec![block]),
             tokens: (0..tokens).map(|i| token(i, vocab)).collect(),
             logits: Logits::Last,
         };
         let batch = Batch { turns: vec![turn] };
-        let plan = plan(&self.cache.pages, &batch, self.model.rows_per_work());
-        self.model
-            .forward(&plan, By::Tiles, &self.cache, &mut self.scratch)
+        let plan = plan(&cache.pages, &batch, model.rows_per_work());
+        model.forward(&plan, By::Tiles, cache, &mut self.scratch)
     }
 
     /// Plays passes, at most a thousand in all, and takes their times.
     pub(super) fn times(&mut self, passes: usize) -> Result<Times> {
-        let device = self.model.device().clone();
-        let on_cpu = matches!(*device, Device::Cpu(_));
         let (mut pass, mut host) = (Vec::new(), Vec::new());
         for i in 0..passes + WARM_UP {
-            self.extend()?;
+            let guess = self.wanted(self.passes + 1);
+            let started = Instant::now();
+            self.engine.choose(&self.wanted(self.passes), Some(guess))?;
+            self.passes += 1;
+            if i >= WARM_UP {
+                pass.push(started.elapsed().as_secs_f64());
+            }
+        }
+        let device = self.engine.model().device().clone();
+        for i in 0..passes.min(10) + WARM_UP {
             let started = Instant::now();
             let plan = self.planned();
             let recording = self.forward(&plan)?;
-            let recorded = started.elapsed().as_secs_f64();
-            device.play(&recording)?;
             // The CPU path computes while it plays.
-            let submitted = if on_cpu {
-                recorded
-            } else {
-                started.elapsed().as_secs_f64()
-            };
-            if let Some(logits) = self.scratch.logits() {
-                let n = plan.wanted.len() * self.model.config().vocab_size;
-                device.read_f32(logits, n)?;
+            if !matches!(*device, Device::Cpu(_)) {
+                device.play(&recording)?;
             }
             if i >= WARM_UP {
-                pass.push(started.elapsed().as_secs_f64());
-                host.push(submitted);
+                host.push(started.elapsed().as_secs_f64());
             }
+            device.finish()?;
         }
         Ok(Times {
             pass: Samples::new(pass),

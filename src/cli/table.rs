@@ -150,7 +150,8 @@ impl Table {
         let mut out = String::new();
         for (key, cell) in &self.facts {
             // Writing to a string cannot fail.
-            let _ = writeln!(out, "{mark}{}: {}", key.replace('_', " "), cell.shown());
+            let label = key.replace("_gb_per_s", ", GB/s").replace('_', " ");
+            let _ = writeln!(out, "{mark}{label}: {}", cell.shown());
         }
         out
     }

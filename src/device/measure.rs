@@ -60,7 +60,7 @@ impl Device {
     /// [`Error::Device`] if the device failed.
     pub fn finish(&self) -> Result<()> {
         match self {
-            Self::Gpu(gpu) => gpu.wait(None),
+            Self::Gpu(gpu) => gpu.finish(),
             Self::Cpu(_) => Ok(()),
         }
     }
@@ -148,7 +148,9 @@ impl Gpu {
             ty: wgpu::QueryType::Timestamp,
             count,
         });
-        self.submit(work, Some(&set))?;
+        let (params, params_bytes, encoder) = self.encode(work, Some(&set))?;
+        self.queue.write_buffer(&params, 0, &params_bytes);
+        self.queue.submit([encoder.finish()]);
         let bytes = 8 * (work.len() + 1);
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let resolved = self.buffer(bytes, usage)?;
@@ -161,7 +163,7 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes as u64);
         let index = self.queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., |_| {});
-        self.wait(Some(index))?;
+        self.until(index)?;
         let mapped = staging
             .get_mapped_range(..)
             .map_err(|e| self.error(format!("timestamps could not be read back: {e}")))?;
@@ -330,7 +332,7 @@ impl Gpu {
         let groups = (0..n).map(group).collect::<Result<Vec<_>>>()?;
         let mut times = Vec::new();
         for round in 0..=rounds {
-            self.wait(None)?;
+            self.finish()?;
             let started = Instant::now();
             let mut encoder = self
                 .device

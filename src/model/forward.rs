@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use super::load::{Layer, Matrix, Weights, load, padded};
 use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
-use crate::cache::plan::Plan;
+use crate::cache::plan::{self, Plan};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
-use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::gather::gather;
@@ -27,6 +27,11 @@ use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
 use crate::{Error, Result};
+
+const _: () = assert!(
+    plan::SPLIT <= attend::SPLIT,
+    "attention serves the plan's splits"
+);
 
 /// A loaded model.
 #[derive(Debug)]
@@ -164,6 +169,11 @@ impl Model {
         &self.device
     }
 
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Positions that its table of angles covers.
     pub fn n_positions(&self) -> usize {
         self.angles.shape()[0]
@@ -233,9 +243,6 @@ impl Model {
         for (first, piece) in &w.embed.0 {
             embed(&mut r, tokens, piece, *first, &rows.x, n);
         }
-        let most = self
-            .rows_per_work()
-            .min(plan.most_pairs.next_power_of_two());
         let work = Work {
             tiles,
             work,
@@ -243,7 +250,7 @@ impl Model {
             locations,
             n_work: plan.n_work(),
             n_rows: n,
-            rows_per_work: most,
+            rows_per_work: plan.most_pairs,
         };
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();
@@ -443,6 +450,11 @@ impl Model {
 }
 
 impl Scratch {
+    /// The tokens of the last pass that was recorded, one for each row.
+    pub fn tokens(&self) -> Option<&Tensor> {
+        self.inputs[0].as_ref()
+    }
+
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
     pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()

@@ -89,6 +89,29 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// Bytes of all of them on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let mut all: Vec<&Tensor> = vec![&self.norm, &self.head_bias];
+        let pieces = self.embed.0.iter().chain(&self.head.0);
+        all.extend(pieces.map(|(_, piece)| piece));
+        for l in &self.layers {
+            let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
+            all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
+            all.extend(matrices.iter().filter_map(|m| m.order.as_ref()));
+            all.extend([
+                &l.attention_norm,
+                &l.feed_forward_norm,
+                &l.q_norm,
+                &l.k_norm,
+            ]);
+            all.extend([&l.qkv_bias, &l.out_bias, &l.gate_up_bias, &l.down_bias]);
+        }
+        // A tied head is the embedding.
+        all.sort_unstable_by_key(|tensor| tensor.id());
+        all.dedup_by_key(|tensor| tensor.id());
+        all.iter().map(|tensor| tensor.bytes() as u64).sum()
+    }
+
     /// Whether a matrix stores its channels in an order of its own.
     pub(super) fn has_order(&self) -> bool {
         let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
@@ -98,12 +121,60 @@ impl Weights {
 
 /// A part of a fused matrix or vector: a tensor, by the name that it has where files fuse nothing, padded
 /// to a number of rows.
-struct Part {
-    name: String,
-    rows: usize,
-    padded: usize,
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) rows: usize,
+    pub(super) padded: usize,
     /// Whether its rows are channels of heads that are rotated.
-    rotated: bool,
+    pub(super) rotated: bool,
+}
+
+impl Part {
+    fn new(layer: usize, tensor: &str, rows: usize) -> Self {
+        Self {
+            name: layer_name(layer, tensor),
+            rows,
+            padded: padded(rows),
+            rotated: false,
+        }
+    }
+
+    fn rotated(layer: usize, tensor: &str, rows: usize) -> Self {
+        Self {
+            rotated: true,
+            ..Self::new(layer, tensor, rows)
+        }
+    }
+}
+
+/// Queries, keys and values of a layer: their weights or their biases.
+fn qkv(config: &Config, layer: usize, end: &str) -> Vec<Part> {
+    let (q, kv) = (config.q_size(), config.kv_size());
+    vec![
+        Part::rotated(layer, &format!("self_attn.q_proj.{end}"), q),
+        Part::rotated(layer, &format!("self_attn.k_proj.{end}"), kv),
+        Part::new(layer, &format!("self_attn.v_proj.{end}"), kv),
+    ]
+}
+
+/// Gate and up of a layer: their weights or their biases.
+fn gate_up(config: &Config, layer: usize, end: &str) -> Vec<Part> {
+    let ff = config.intermediate_size;
+    let part = |module: &str| Part::new(layer, &format!("mlp.{module}.{end}"), ff);
+    vec![part("gate_proj"), part("up_proj")]
+}
+
+/// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
+/// below, and their input channels.
+pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
+    let (hidden, ff) = (config.hidden_size, config.intermediate_size);
+    let one = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
+    [
+        (qkv(config, layer, "weight"), hidden),
+        (one("self_attn.o_proj.weight"), config.q_size()),
+        (gate_up(config, layer, "weight"), hidden),
+        (one("mlp.down_proj.weight"), ff),
+    ]
 }
 
 /// A tensor in the file with the parts that it holds, and the row at which each begins.
@@ -518,56 +589,32 @@ impl Loader<'_> {
     }
 
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
-        let (hidden, ff) = (config.hidden_size, config.intermediate_size);
-        let (q, kv, dim) = (config.q_size(), config.kv_size(), config.head_dim);
+        let hidden = config.hidden_size;
         let name = |tensor: &str| layer_name(layer, tensor);
-        let part = |tensor: &str, rows: usize| Part {
-            name: name(tensor),
-            rows,
-            padded: padded(rows),
-            rotated: false,
-        };
-        let rotated = |tensor: &str, rows: usize| Part {
-            rotated: true,
-            ..part(tensor, rows)
-        };
-        let qkv = |end: &str| {
-            vec![
-                rotated(&format!("self_attn.q_proj.{end}"), q),
-                rotated(&format!("self_attn.k_proj.{end}"), kv),
-                part(&format!("self_attn.v_proj.{end}"), kv),
-            ]
-        };
-        let gate_up = |end: &str| {
-            vec![
-                part(&format!("mlp.gate_proj.{end}"), ff),
-                part(&format!("mlp.up_proj.{end}"), ff),
-            ]
-        };
-        let one = |tensor: &str, rows: usize| vec![part(tensor, rows)];
-        let head_norm = |tensor: &str| vec![rotated(tensor, dim)];
-
+        let bias = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
+        let head_norm = |tensor: &str| vec![Part::rotated(layer, tensor, config.head_dim)];
+        let [of_qkv, out, of_gate_up, down] = matrices(config, layer);
+        let (qkv_matrix, order) = self.matrix(of_qkv.0, of_qkv.1)?;
         let before = name("input_layernorm.weight");
-        let (qkv_matrix, order) = self.matrix(qkv("weight"), hidden)?;
         let attention_norm = self.norm(&before, hidden, order.as_deref())?;
-        let (out, _) = self.matrix(one("self_attn.o_proj.weight", hidden), q)?;
-        let after = name("post_attention_layernorm.weight");
-        let (gate_up_matrix, order) = self.matrix(gate_up("weight"), hidden)?;
-        let feed_forward_norm = self.norm(&after, hidden, order.as_deref())?;
-        let (down, _) = self.matrix(one("mlp.down_proj.weight", hidden), ff)?;
+        let (out, _) = self.matrix(out.0, out.1)?;
+        let (gate_up_matrix, order) = self.matrix(of_gate_up.0, of_gate_up.1)?;
+        let before = name("post_attention_layernorm.weight");
+        let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (down, _) = self.matrix(down.0, down.1)?;
         Ok(Layer {
             attention_norm,
             qkv: qkv_matrix,
-            qkv_bias: self.vector(Group::QkvBias, qkv("bias"))?,
+            qkv_bias: self.vector(Group::QkvBias, qkv(config, layer, "bias"))?,
             q_norm: self.vector(Group::QkNorm, head_norm("self_attn.q_norm.weight"))?,
             k_norm: self.vector(Group::QkNorm, head_norm("self_attn.k_norm.weight"))?,
             out,
-            out_bias: self.vector(Group::OutBias, one("self_attn.o_proj.bias", hidden))?,
+            out_bias: self.vector(Group::OutBias, bias("self_attn.o_proj.bias"))?,
             feed_forward_norm,
             gate_up: gate_up_matrix,
-            gate_up_bias: self.vector(Group::MlpBias, gate_up("bias"))?,
+            gate_up_bias: self.vector(Group::MlpBias, gate_up(config, layer, "bias"))?,
             down,
-            down_bias: self.vector(Group::MlpBias, one("mlp.down_proj.bias", hidden))?,
+            down_bias: self.vector(Group::MlpBias, bias("mlp.down_proj.bias"))?,
         })
     }
 }

@@ -3,7 +3,7 @@
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
 //! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
 //! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
-//! `quantize` makes such a folder. Any of these files may be damaged or hostile: the
+//! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
 mod bytes;
@@ -14,6 +14,7 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+pub mod memory;
 pub mod quant;
 pub mod quantize;
 mod random;
@@ -26,7 +27,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use config::{Config, GenerationConfig, Rope, RopeKind};
-pub use engine::Engine;
+pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
 pub use random::RandomWeights;

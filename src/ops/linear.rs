@@ -284,7 +284,7 @@ impl Product<'_> {
     }
 
     /// `norm(x)`, `[n_rows, k]`, if there is a norm.
-    fn normed(&self) -> Option<Vec<f32>> {
+    pub(super) fn normed(&self) -> Option<Vec<f32>> {
         let (gamma, count, eps) = self.norm.as_ref()?;
         let (k, gamma) = (self.k, gamma.f32s());
         let mut out = self.x.f32s()[..self.n_rows * k].to_vec();

@@ -7,6 +7,8 @@
 
 pub mod attend;
 pub mod embed;
+pub mod expert_down;
+pub mod expert_up;
 pub mod fill;
 pub mod gate_up;
 pub mod gather;
@@ -16,6 +18,8 @@ pub mod place;
 pub mod project;
 pub mod qkv;
 pub mod rms_norm;
+pub mod route;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -34,7 +38,11 @@ pub static OPS: &[&Op] = &[
     &attend::OP,
     &merge::OP,
     &gate_up::OP,
+    &route::OP,
+    &expert_up::OP,
+    &expert_down::OP,
     &select_rows::OP,
+    &sample::OP,
     &fill::OP,
 ];
 

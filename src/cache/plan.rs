@@ -4,7 +4,7 @@
 //! view) in block order; every other block starts its own. So a row's partials, and the order in which
 //! they merge, follow from its view alone, whoever else is in the pass and wherever prefill was cut.
 
-use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::layout::View;
 use super::pages::{BlockId, PAGE, Pages};
@@ -64,7 +64,8 @@ pub struct Plan {
     pub tokens: Vec<u32>,
     /// Slot and index in its block of each row, `[n_rows, 2]`.
     pub targets: Vec<u32>,
-    /// Slot of the first key, its index in the block, keys, block; `[n_tiles, 4]`.
+    /// Slot of the first key, its index in the block, keys plus 65,536 times the keys of the split that
+    /// come before, block; `[n_tiles, 4]`.
     pub tiles: Vec<u32>,
     /// First tile, end of the tiles, first pair, pairs; `[n_work, 4]`.
     pub work: Vec<u32>,
@@ -101,36 +102,67 @@ impl Plan {
     }
 }
 
-/// One split: its tiles, and for each row that sees it the place in the row's order.
-struct Split {
-    tiles: std::ops::Range<usize>,
-    /// Row, and how many splits the row saw before this one.
-    rows: Vec<(u32, u32)>,
+/// Blocks that are cut into splits as one: a history, or another block. The rows that see them all see the
+/// same splits, but for those that write the block.
+struct Run<'a> {
+    blocks: &'a [BlockId],
+    /// Tiles of each split.
+    splits: Vec<Range<usize>>,
+    visits: Vec<Visit>,
+}
+
+/// The rows of a turn that see a run.
+struct Visit {
+    rows: Range<usize>,
+    /// Splits of other runs that come before in their view.
+    before: usize,
+    /// If they write the run's block, the index of the first of them there: a row sees no key behind its own.
+    writes: Option<usize>,
+}
+
+impl Visit {
+    /// Splits of the run that the `i`th row sees, of `n`.
+    fn seen(&self, i: usize, n: usize) -> usize {
+        self.writes.map_or(n, |first| (first + i) / SPLIT + 1)
+    }
+}
+
+/// What is known of a block, once a view holds it.
+#[derive(Clone, Copy)]
+struct Known {
+    /// Its place in the locations.
+    at: u32,
+    /// The run that it is alone in.
+    run: Option<u32>,
+    /// Whether a turn writes it.
+    written: bool,
 }
 
 /// Plans a pass. The blocks have been extended by the batch's tokens already, all of them: within a
 /// pass every worker's new tokens are visible to the others.
 ///
-/// `rows_per_work` is the most rows that one work item serves.
+/// `rows_per_work` is the most rows that one work item serves. The work grows with the tiles, the blocks of
+/// all views and the pairs.
 ///
 /// # Panics
 /// If two turns write the same block, or a turn has no token or no block.
 pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
     let mut out = Plan::default();
     let n_rows = batch.n_rows();
-    let mut blocks: HashMap<BlockId, u32> = HashMap::new();
-    let mut splits: Vec<Split> = Vec::new();
-    // The splits of a run of history or of an open block, by the blocks it is made of.
-    let mut runs: HashMap<Vec<BlockId>, std::ops::Range<usize>> = HashMap::new();
-    let mut splits_of_row: Vec<u32> = vec![0; n_rows];
-    let mut written: HashSet<BlockId> = HashSet::new();
+    let ids = batch.turns.iter().flat_map(|turn| &turn.view.0);
+    let n_ids = ids.map(|b| b.0 as usize + 1).max().unwrap_or(0);
+    let mut known: Vec<Option<Known>> = vec![None; n_ids];
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    // Indices of the runs that are histories; workers mostly share one.
+    let mut histories: Vec<usize> = Vec::new();
     let mut first_row = 0;
+    out.ranges.push(0);
     for turn in &batch.turns {
         let n = turn.tokens.len();
-        let view = &turn.view.0;
+        let rows = first_row..first_row + n;
+        let view = turn.view.0.as_slice();
         let own = *view.last().expect("a view has a block");
         assert!(n > 0, "a turn has a token");
-        assert!(written.insert(own), "a block is written by one turn");
         let total: usize = view.iter().map(|&b| pages.len(b)).sum();
         let own_first = pages.len(own) - n;
         for (i, &token) in turn.tokens.iter().enumerate() {
@@ -147,109 +179,137 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
         out.wanted.extend(wanted.map(|i| u32_of(first_row + i)));
 
         // Locations of the rows in every block of the view.
-        let mut start = 0;
+        let mut location = i32::try_from(total - n).expect("views are short");
         for &block in view {
-            let at = *blocks.entry(block).or_insert_with(|| {
+            let known = known[block.0 as usize].get_or_insert_with(|| {
                 out.locations.extend(std::iter::repeat_n(-1, n_rows));
-                u32_of(out.locations.len() / n_rows - 1)
+                Known {
+                    at: u32_of(out.locations.len() / n_rows - 1),
+                    run: None,
+                    written: false,
+                }
             });
-            let row = &mut out.locations[at as usize * n_rows + first_row..][..n];
-            for (i, location) in row.iter_mut().enumerate() {
-                *location = i32::try_from(total - n + i - start).expect("views are short");
+            let of_rows = &mut out.locations[known.at as usize * n_rows..][rows.clone()];
+            for (of_row, at) in of_rows.iter_mut().zip(location..) {
+                *of_row = at;
             }
-            start += pages.len(block);
+            location -= i32::try_from(pages.len(block)).expect("views are short");
         }
+        let written = &mut known[own.0 as usize].as_mut().expect("seen above").written;
+        assert!(!*written, "a block is written by one turn");
+        *written = true;
 
         // The history is one run of splits, every other block has its own.
         let closed = view.iter().take_while(|&&b| pages.is_closed(b)).count();
-        let history = (closed > 0).then(|| &view[..closed]);
-        for run in history.into_iter().chain(view[closed..].chunks(1)) {
-            let range = if let Some(range) = runs.get(run) {
-                range.clone()
-            } else {
-                let first = splits.len();
-                cut(pages, run, &blocks, &mut out.tiles, &mut splits);
-                runs.insert(run.to_vec(), first..splits.len());
-                first..splits.len()
-            };
-            for split in range {
-                let tiles = splits[split].tiles.clone();
-                for (row, seen) in splits_of_row.iter_mut().enumerate().skip(first_row).take(n) {
-                    let sees = |tile: usize| {
-                        let [_, first, _, block] = tile_of(&out.tiles, tile);
-                        let location = out.locations[block as usize * n_rows + row];
-                        i64::from(location) >= i64::from(first)
-                    };
-                    // A causal prefill skips what lies ahead; the first tile decides, for later tiles
-                    // of a split are not seen earlier than it.
-                    if tiles.clone().any(sees) {
-                        splits[split].rows.push((u32_of(row), *seen));
-                        *seen += 1;
-                    }
-                }
-            }
+        let (history, others) = view.split_at(closed);
+        let mut before = 0;
+        let mut visit = |run: &mut Run<'_>, writes: Option<usize>| {
+            run.visits.push(Visit {
+                rows: rows.clone(),
+                before,
+                writes,
+            });
+            before += run.splits.len();
+        };
+        if !history.is_empty() {
+            let same = |&&run: &&usize| runs[run].blocks == history;
+            let run = histories.iter().find(same).copied().unwrap_or_else(|| {
+                runs.push(cut(pages, history, &known, &mut out.tiles));
+                histories.push(runs.len() - 1);
+                runs.len() - 1
+            });
+            visit(&mut runs[run], None);
+        }
+        for block in others.chunks(1) {
+            let id = block[0].0 as usize;
+            let run = known[id].and_then(|known| known.run).unwrap_or_else(|| {
+                runs.push(cut(pages, block, &known, &mut out.tiles));
+                let run = u32_of(runs.len() - 1);
+                known[id].as_mut().expect("seen above").run = Some(run);
+                run
+            });
+            visit(
+                &mut runs[run as usize],
+                (block[0] == own).then_some(own_first),
+            );
+        }
+        // The own block is the last: of its splits a row sees those that begin at or before its token.
+        let run = known[own.0 as usize]
+            .and_then(|known| known.run)
+            .expect("it is open");
+        let own_visit = runs[run as usize].visits.last().expect("just now");
+        for i in 0..n {
+            let pairs = own_visit.before + own_visit.seen(i, 0);
+            out.ranges.push(out.ranges[first_row + i] + u32_of(pairs));
         }
         first_row += n;
     }
-    out.ranges.push(0);
-    for n in &splits_of_row {
-        out.ranges
-            .push(out.ranges.last().expect("starts with zero") + n);
-    }
-    out.order = vec![0; out.ranges[n_rows] as usize];
-    for split in &splits {
-        for rows in split.rows.chunks(rows_per_work) {
-            let first_pair = out.pair_rows.len();
-            for &(row, nth) in rows {
-                out.order[(out.ranges[row as usize] + nth) as usize] = u32_of(out.pair_rows.len());
-                out.pair_rows.push(row);
-            }
-            out.most_pairs = out.most_pairs.max(rows.len());
-            let item = [split.tiles.start, split.tiles.end, first_pair, rows.len()];
-            out.work.extend(item.map(u32_of));
-        }
-    }
+    pair(&runs, rows_per_work, &mut out);
     out
 }
 
-/// Cuts a run of blocks into splits of [`SPLIT`] keys, each a list of tiles within pages.
-fn cut(
+/// Makes the work items: every split with the rows that see it, at most `rows_per_work` at once.
+fn pair(runs: &[Run<'_>], rows_per_work: usize, out: &mut Plan) {
+    out.order = vec![0; *out.ranges.last().expect("starts with zero") as usize];
+    out.pair_rows.reserve(out.order.len());
+    for run in runs {
+        for (nth, split) in run.splits.iter().enumerate() {
+            let mut first_pair = out.pair_rows.len();
+            for visit in &run.visits {
+                for (i, row) in visit.rows.clone().enumerate() {
+                    if nth < visit.seen(i, run.splits.len()) {
+                        let place = out.ranges[row] as usize + visit.before + nth;
+                        out.order[place] = u32_of(out.pair_rows.len());
+                        out.pair_rows.push(u32_of(row));
+                    }
+                }
+            }
+            while first_pair < out.pair_rows.len() {
+                let n = rows_per_work.min(out.pair_rows.len() - first_pair);
+                let item = [split.start, split.end, first_pair, n];
+                out.work.extend(item.map(u32_of));
+                out.most_pairs = out.most_pairs.max(n);
+                first_pair += n;
+            }
+        }
+    }
+}
+
+/// Cuts blocks into splits of [`SPLIT`] keys, each a list of tiles within pages.
+fn cut<'a>(
     pages: &Pages,
-    run: &[BlockId],
-    blocks: &HashMap<BlockId, u32>,
+    blocks: &'a [BlockId],
+    known: &[Option<Known>],
     tiles: &mut Vec<u32>,
-    splits: &mut Vec<Split>,
-) {
+) -> Run<'a> {
+    let mut splits: Vec<Range<usize>> = Vec::new();
     let mut room = 0;
-    for block in run {
+    for block in blocks {
+        let at = known[block.0 as usize]
+            .expect("every block of a view is known")
+            .at;
         let len = pages.len(*block);
         let mut index = 0;
         while index < len {
             if room == 0 {
-                let at = tiles.len() / 4;
-                splits.push(Split {
-                    tiles: at..at,
-                    rows: Vec::new(),
-                });
+                splits.push(tiles.len() / 4..tiles.len() / 4);
                 room = SPLIT;
             }
             let keys = (PAGE - index % PAGE).min(len - index).min(room);
-            let tile = [
-                pages.slot(*block, index),
-                index,
-                keys | (SPLIT - room) << 16,
-            ];
-            tiles.extend(tile.map(u32_of));
-            tiles.push(blocks[block]);
-            splits.last_mut().expect("one is open").tiles.end += 1;
+            let slot = pages.slot(*block, index);
+            let keys_and_start = keys | (SPLIT - room) << 16;
+            tiles.extend([slot, index, keys_and_start].map(u32_of));
+            tiles.push(at);
+            splits.last_mut().expect("one is open").end += 1;
             index += keys;
             room -= keys;
         }
     }
-}
-
-fn tile_of(tiles: &[u32], at: usize) -> [u32; 4] {
-    [0, 1, 2, 3].map(|i| tiles[at * 4 + i])
+    Run {
+        blocks,
+        splits,
+        visits: Vec::new(),
+    }
 }
 
 fn u32_of(n: usize) -> u32 {
@@ -352,5 +412,166 @@ mod tests {
             [[143, 143], [43, 43], [13, 8], [4, 13]],
             "prompt, step, b, a"
         );
+    }
+
+    /// Numbers from a seed.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(self.0 >> 33).expect("31 bits") % n
+        }
+    }
+
+    /// A history that the workers share or not, open blocks that some see and some do not, and turns of one
+    /// to many tokens.
+    fn any_batch(random: &mut Random) -> (Pages, Batch) {
+        let mut pages = Pages::new(4096);
+        let block = |pages: &mut Pages, len: usize| {
+            let block = pages.open();
+            pages.extend(block, len).expect("it fits");
+            block
+        };
+        let mut history = Vec::new();
+        for _ in 0..random.below(30) {
+            let most = [2, 17, 60, 700][random.below(4)];
+            let step = block(&mut pages, random.below(most));
+            pages.close(step);
+            history.push(step);
+        }
+        let n_workers = 1 + random.below(8);
+        let turns: Vec<(BlockId, usize)> = (0..n_workers)
+            .map(|_| {
+                let most = [2, 5, 400][random.below(3)];
+                let n = 1 + random.below(most);
+                let before = random.below(300);
+                (block(&mut pages, before + n), n)
+            })
+            .collect();
+        let view = |me: usize, random: &mut Random| {
+            // Some see less of the history; all see some of the others, in any order.
+            let seen = history.len() - random.below(2) * random.below(history.len() + 1);
+            let mut view = history[..seen].to_vec();
+            for (w, (other, _)) in turns.iter().enumerate() {
+                if w != me && random.below(3) > 0 {
+                    let at = seen + random.below(view.len() - seen + 1);
+                    view.insert(at, *other);
+                }
+            }
+            view.push(turns[me].0);
+            view
+        };
+        let turns = (0..n_workers).map(|me| turn(&view(me, random), turns[me].1));
+        let turns = turns.collect();
+        (pages, Batch { turns })
+    }
+
+    /// What row `i` of a turn sees, by the definition: slot, index in the block and location, in order.
+    fn naive(pages: &Pages, turn: &Turn, i: usize) -> Vec<(usize, usize, usize)> {
+        let view = &turn.view.0;
+        let total: usize = view.iter().map(|&b| pages.len(b)).sum();
+        let position = total - turn.tokens.len() + i;
+        let mut seen = Vec::new();
+        let mut start = 0;
+        for &block in view {
+            for index in 0..pages.len(block) {
+                if start + index <= position {
+                    seen.push((pages.slot(block, index), index, position - start));
+                }
+            }
+            start += pages.len(block);
+        }
+        seen
+    }
+
+    #[test]
+    fn every_row_sees_the_keys_of_its_view_once_and_in_order() {
+        for seed in 0..60 {
+            let random = &mut Random(seed);
+            let (pages, batch) = any_batch(random);
+            let rows_per_work = 1 + random.below(16);
+            let plan = plan(&pages, &batch, rows_per_work);
+            let tiles: Vec<&[u32]> = plan.tiles.chunks(4).collect();
+            let mut item_of_pair = vec![usize::MAX; plan.n_pairs()];
+            for (item, work) in plan.work.chunks(4).enumerate() {
+                let [first, end, first_pair, n] = [0, 1, 2, 3].map(|i| work[i] as usize);
+                assert!((1..=rows_per_work).contains(&n), "{n} rows at once");
+                assert!(n <= plan.most_pairs, "more than the most");
+                for pair in first_pair..first_pair + n {
+                    assert_eq!(item_of_pair[pair], usize::MAX, "a pair has one work item");
+                    item_of_pair[pair] = item;
+                }
+                let mut keys = 0;
+                for tile in &tiles[first..end] {
+                    assert_eq!(tile[2] >> 16, keys, "a tile knows its place in the split");
+                    let last = tile[0] + (tile[2] & 0xffff) - 1;
+                    assert_eq!(tile[0] / 16, last / 16, "a tile lies in one page");
+                    keys += tile[2] & 0xffff;
+                }
+                assert!(
+                    (1..=u32_of(SPLIT)).contains(&keys),
+                    "{keys} keys of a split"
+                );
+            }
+            assert_eq!(plan.order.len(), plan.n_pairs(), "every pair is merged");
+            let n_rows = plan.n_rows();
+            let mut row = 0;
+            for turn in &batch.turns {
+                for i in 0..turn.tokens.len() {
+                    let mut seen = Vec::new();
+                    let order = plan.ranges[row] as usize..plan.ranges[row + 1] as usize;
+                    for &pair in &plan.order[order] {
+                        assert_eq!(plan.pair_rows[pair as usize] as usize, row, "its own pair");
+                        let work = &plan.work[item_of_pair[pair as usize] * 4..][..2];
+                        let before = seen.len();
+                        for tile in &tiles[work[0] as usize..work[1] as usize] {
+                            let location = plan.locations[tile[3] as usize * n_rows + row];
+                            for key in 0..tile[2] & 0xffff {
+                                if i64::from(tile[1] + key) <= i64::from(location) {
+                                    let seen_at =
+                                        [tile[0] + key, tile[1] + key].map(|n| n as usize);
+                                    let location = usize::try_from(location).expect("it sees it");
+                                    seen.push((seen_at[0], seen_at[1], location));
+                                }
+                            }
+                        }
+                        assert!(seen.len() > before, "no pair is empty");
+                    }
+                    assert!(seen == naive(&pages, turn, i), "row {row} of seed {seed}");
+                    row += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn splits_are_as_long_as_they_may_be_whatever_the_blocks() {
+        let mut pages = Pages::new(64);
+        let history: Vec<BlockId> = (0..40)
+            .map(|i| {
+                let block = pages.open();
+                pages.extend(block, 1 + i % 23).expect("it fits");
+                pages.close(block);
+                block
+            })
+            .collect();
+        let own = pages.open();
+        pages.extend(own, 1).expect("it fits");
+        let total: usize = history.iter().map(|&b| pages.len(b)).sum();
+        let view: Vec<BlockId> = history.into_iter().chain([own]).collect();
+        let turns = vec![turn(&view, 1)];
+        let plan = plan(&pages, &Batch { turns }, 16);
+        let keys_of = |work: &[u32]| -> usize {
+            let tiles = &plan.tiles[work[0] as usize * 4..work[1] as usize * 4];
+            tiles.chunks(4).map(|t| t[2] as usize & 0xffff).sum()
+        };
+        let keys: Vec<usize> = plan.work.chunks(4).map(keys_of).collect();
+        let mut want = vec![SPLIT; total / SPLIT];
+        want.extend([total % SPLIT, 1]);
+        assert_eq!(keys, want, "only the last split of a history is short");
     }
 }

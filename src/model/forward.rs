@@ -12,7 +12,6 @@ use rayon::prelude::*;
 use super::load::{Layer, Matrix, Weights, load, padded};
 use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
-use crate::Result;
 use crate::cache::plan::{self, Plan};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
@@ -27,6 +26,7 @@ use crate::ops::project::{Into, project};
 use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
+use crate::{Error, Result};
 
 const _: () = assert!(
     plan::SPLIT <= attend::SPLIT,
@@ -103,7 +103,26 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
+        if let Some(window) = files
+            .config
+            .windows
+            .iter()
+            .flatten()
+            .find(|w| **w < n_positions)
+        {
+            let what = format!("sliding_window {window}");
+            let advice =
+                "this version computes full attention only; a --context within it needs none";
+            let path = files.checkpoint.dir().join("config.json");
+            return Err(Error::unsupported(path, what, advice));
+        }
         let weights = load(&device, files, progress)?;
+        if let Some(is_long) = files.config.rope.kind.is_long(n_positions) {
+            let table = if is_long { "long" } else { "short" };
+            log::info!(
+                "a context of {n_positions} tokens: rope by the {table} factors, throughout"
+            );
+        }
         let angles = angles(&device, &files.config, n_positions)?;
         Ok(Self {
             config: files.config.clone(),
@@ -462,9 +481,10 @@ fn grown(
 
 /// The table of angles: location times transformers' f32 inverse frequency, evaluated in f64, with the
 /// rope type's multiplier on cosine and sine: each query and each key is rotated once, so it applies once.
+/// Pairs that are not rotated keep their numbers.
 fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor> {
-    let (inv_freq, multiplier) = config.inv_freq();
-    let half = inv_freq.len();
+    let (inv_freq, multiplier) = config.inv_freq(n_positions);
+    let half = config.head_dim / 2;
     let tensor = device.tensor(&[n_positions, half, 2], DType::F32)?;
     // Some megabytes at a time.
     let step = (1usize << 20).div_ceil(half);
@@ -475,7 +495,11 @@ fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor
             .par_chunks_exact_mut(half * 2)
             .enumerate()
             .for_each(|(i, row)| {
-                for (pair, &freq) in row.chunks_exact_mut(2).zip(&inv_freq) {
+                let (rotated, rest) = row.split_at_mut(2 * inv_freq.len());
+                for still in rest.chunks_exact_mut(2) {
+                    still.copy_from_slice(&[1.0, 0.0]);
+                }
+                for (pair, &freq) in rotated.chunks_exact_mut(2).zip(&inv_freq) {
                     let angle = (first + i) as f64 * f64::from(freq);
                     let scaled = [angle.cos(), angle.sin()].map(|v| v * f64::from(multiplier));
                     #[expect(clippy::cast_possible_truncation, reason = "the table is in f32")]

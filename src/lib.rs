@@ -46,6 +46,7 @@
 //! * [`ops`]: every kind of dispatch: its verb, f64 reference, cases, tolerance, kernels.
 //! * [`cache`]: blocks over pages, layouts (who sees what), the plan of a pass.
 //! * [`model`]: a model directory, its checks, the forward pass, and [`model::Engine`], which plays it.
+//! * [`hub`]: a model's name to a model directory, through the Hugging Face cache.
 //! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, logits to a token, what may be said.
 //! * [`session`]: the loop, its events, logs and replay.
 //! * [`cli`]: the command line.
@@ -65,6 +66,7 @@ pub mod cli;
 pub mod demo;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod protocol;

@@ -9,6 +9,7 @@ mod devices;
 mod generate;
 mod kernels;
 mod load;
+mod models;
 pub mod output;
 mod quantize;
 mod replay;
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 
 /// Several workers of one language model, writing at once over one shared cache.
 ///
-/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 130 interrupted.
+/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 5 hub, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "hogwild", version)]
 pub struct Cli {
@@ -55,6 +56,8 @@ enum Command {
     Replay(replay::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
+    /// List the models in the Hugging Face cache
+    Models(models::Args),
     /// Make a model directory with weights of 4 or 8 bits of one in float
     Quantize(quantize::Args),
     /// List the ops and their kernels, and hold kernels to their reference
@@ -71,6 +74,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Models(args) => models::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
     }

@@ -45,7 +45,8 @@
 //!   that names `wgpu`.
 //! * [`ops`]: every kind of dispatch: its verb, f64 reference, cases, tolerance, kernels.
 //! * [`cache`]: blocks over pages, layouts (who sees what), the plan of a pass.
-//! * [`model`]: a model directory, its checks, the forward pass, and [`model::Engine`], which plays it.
+//! * [`model`]: a model directory, its checks, quantised weights, the forward pass, and
+//!   [`model::Engine`], which plays it.
 //! * [`hub`]: a model's name to a model directory, through the Hugging Face cache.
 //! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, logits to a token, what may be said.
 //! * [`session`]: the loop, its events, logs and replay.

@@ -923,6 +923,7 @@ fn authors(device: &Device, dtype: DType, far: i32, published: bool) -> [f64; 2]
             let first_tile = tiles.len();
             for first in (split..len.min(split + SPLIT)).step_by(TILE) {
                 let keys = TILE.min(len - first);
+                let keys = keys | (first - split) << 16;
                 tiles.push([starts[block] + first, first, keys, block].map(u32_of));
             }
             work.push([first_tile, tiles.len(), pair_rows.len(), 4].map(u32_of));

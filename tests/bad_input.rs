@@ -1512,8 +1512,8 @@ fn any_changed_byte_of_a_header_is_an_error_or_the_same_tensors() {
 
 #[test]
 fn any_changed_byte_of_a_small_file_is_an_error_or_a_model() {
-    for file in [CONFIG, GENERATION] {
-        let copy = copy_of("qwen3");
+    for (model, file) in [("qwen3", CONFIG), ("qwen3", GENERATION), (GPTQ, CONFIG)] {
+        let copy = copy_of(model);
         let good = read(copy.path(), file);
         // Without its last line break a file is still whole.
         for at in 0..good.trim_ascii_end().len() {

@@ -420,7 +420,9 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args.load.load(device.clone(), files, context)?;
+    let model = args
+        .load
+        .load(device.clone(), files, settings.context, settings.kv_type()?)?;
     let engine = settings.engine(model, args.load.check)?;
     Session::new(engine, protocol, settings)
 }
@@ -541,7 +543,9 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args.load.load(device, files, context)?;
+    let model = args
+        .load
+        .load(device, files, settings.context, settings.kv_type()?)?;
     let engine = settings.engine(model, args.load.check)?;
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));

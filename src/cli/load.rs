@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::device::{Choice, Device, choose};
-use crate::model::{Model, ModelFiles};
+use crate::device::judge::trust;
+use crate::device::{Choice, DType, Device, choose};
+use crate::model::{Model, ModelFiles, memory};
+use crate::ops::OPS;
 use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
@@ -29,6 +31,10 @@ pub(super) struct LoadArgs {
     /// Play every dispatch by its reference too, and stop at the first that disagrees (slow)
     #[arg(long)]
     pub(super) check: bool,
+
+    /// Judge all shaders first, then run them without checks of their indices (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) unchecked: bool,
 
     /// Say nothing on standard error but errors
     #[arg(short, long)]
@@ -95,16 +101,27 @@ impl LoadArgs {
         if let (Choice::Cpu { why }, "auto") = (&choice, wanted) {
             self.note(&format!("device: the CPU path, because {why}"));
         }
-        Ok(Arc::new(Device::of(&choice)?))
+        let device = Device::of(&choice)?;
+        if self.unchecked {
+            let n = trust(&device, OPS)?;
+            self.note(&format!(
+                "unchecked: {n} variants of shaders passed their cases"
+            ));
+        }
+        Ok(Arc::new(device))
     }
 
-    /// Loads the weights, with a bar on a terminal.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
     pub(super) fn load(
         &self,
         device: Arc<Device>,
         files: &ModelFiles,
         n_positions: usize,
+        kv_dtype: DType,
     ) -> Result<Arc<Model>> {
+        if let Some(have) = device.memory() {
+            memory::check(files, n_positions, kv_dtype, have, &device.name())?;
+        }
         let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));

@@ -5,14 +5,18 @@
 //! [`output::neutralise`] before a terminal sees it. Invariant: commands decide what to do and how it
 //! reads, never what a number is.
 
+mod bench;
 mod devices;
 mod generate;
 mod kernels;
+mod kernels_bench;
 mod load;
 mod models;
 pub mod output;
 mod quantize;
 mod replay;
+mod scene;
+mod table;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -54,6 +58,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Run a log again and report the first difference
     Replay(replay::Args),
+    /// Measure a model's speed: its shape is enough, no checkpoint is needed
+    Bench(bench::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
     /// List the models in the Hugging Face cache
@@ -73,6 +79,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Models(args) => models::run(args),
         Command::Quantize(args) => quantize::run(args),

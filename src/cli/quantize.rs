@@ -95,6 +95,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let files = ModelFiles::open(locate(&args.from, args.revision.as_deref(), args.quiet)?)?;
+    if let Some(group) = group {
+        let c = &files.config;
+        let widths = [c.hidden_size, c.q_size(), c.intermediate_size];
+        if !args.quiet && widths.iter().any(|width| !width.is_multiple_of(group)) {
+            super::note(&format!(
+                "groups of {group} do not divide the widths {widths:?}: not every program reads that"
+            ));
+        }
+    }
     let bar = bar("quantising", files.weight_bytes(), args.quiet);
     let options = Options {
         dtype,

@@ -81,7 +81,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             header.device
         ));
     }
-    let model = args.load.load(device, &files, header.settings.context)?;
+    let settings = &header.settings;
+    let model = args
+        .load
+        .load(device, &files, settings.context, settings.kv_type()?)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
     });

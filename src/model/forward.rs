@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Matrix, Source, Weights, load, padded};
+use super::load::{Layer, Matrix, Weights, load, padded};
+use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
 use crate::Result;
-use crate::cache::plan::Plan;
+use crate::cache::plan::{self, Plan};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
-use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::gather::gather;
@@ -27,6 +28,11 @@ use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
 
+const _: () = assert!(
+    plan::SPLIT <= attend::SPLIT,
+    "attention serves the plan's splits"
+);
+
 /// A loaded model.
 #[derive(Debug)]
 pub struct Model {
@@ -35,6 +41,8 @@ pub struct Model {
     weights: Weights,
     /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
     angles: Tensor,
+    /// Whether all layers are one layer's tensors.
+    shared: bool,
 }
 
 /// Device memory that a pass works in; grows with the largest pass, kept between passes.
@@ -95,13 +103,14 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let weights = load(&device, Source::Files(files), progress)?;
+        let weights = load(&device, files, progress)?;
         let angles = angles(&device, &files.config, n_positions)?;
         Ok(Self {
             config: files.config.clone(),
             device,
             weights,
             angles,
+            shared: false,
         })
     }
 
@@ -112,16 +121,18 @@ impl Model {
     pub fn random(
         device: Arc<Device>,
         config: &Config,
-        weights: DType,
+        weights: RandomWeights,
         n_positions: usize,
     ) -> Result<Self> {
-        let weights = load(&device, Source::Random(config, weights), &mut |_| {})?;
+        let shared = weights.shared;
+        let weights = random(&device, config, weights)?;
         let angles = angles(&device, config, n_positions)?;
         Ok(Self {
             config: config.clone(),
             device,
             weights,
             angles,
+            shared,
         })
     }
 
@@ -130,9 +141,18 @@ impl Model {
         &self.config
     }
 
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// Positions that its table of angles covers.
@@ -154,6 +174,7 @@ impl Model {
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
             dtype,
+            shared: self.shared,
         }
     }
 
@@ -203,9 +224,6 @@ impl Model {
         for (first, piece) in &w.embed.0 {
             embed(&mut r, tokens, piece, *first, &rows.x, n);
         }
-        let most = self
-            .rows_per_work()
-            .min(plan.most_pairs.next_power_of_two());
         let work = Work {
             tiles,
             work,
@@ -213,7 +231,7 @@ impl Model {
             locations,
             n_work: plan.n_work(),
             n_rows: n,
-            rows_per_work: most,
+            rows_per_work: plan.most_pairs,
         };
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();
@@ -413,6 +431,11 @@ impl Model {
 }
 
 impl Scratch {
+    /// The tokens of the last pass that was recorded, one for each row.
+    pub fn tokens(&self) -> Option<&Tensor> {
+        self.inputs[0].as_ref()
+    }
+
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
     pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()

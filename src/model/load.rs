@@ -10,13 +10,11 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::quant::{Format, Packed, Role, Scheme, Zeros, positions};
+use super::quant::{Packed, Role, positions};
 use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
-use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
 use crate::ops::linear::Linear;
-use crate::ops::u32_of;
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the host at a time.
@@ -32,7 +30,7 @@ pub(super) fn padded(n: usize) -> usize {
 pub(super) struct Pieces(pub(super) Vec<(usize, Tensor)>);
 
 /// A matrix as kernels read it: floats, or codes with their scales.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Matrix {
     /// `[n, k padded]`.
     pub(super) weight: Tensor,
@@ -59,7 +57,7 @@ impl Matrix {
 }
 
 /// The tensors of one layer. A norm's weights are in the order of the matrix that follows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub(super) attention_norm: Tensor,
     pub(super) qkv: Matrix,
@@ -90,6 +88,29 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// Bytes of all of them on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let mut all: Vec<&Tensor> = vec![&self.norm, &self.head_bias];
+        let pieces = self.embed.0.iter().chain(&self.head.0);
+        all.extend(pieces.map(|(_, piece)| piece));
+        for l in &self.layers {
+            let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
+            all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
+            all.extend(matrices.iter().filter_map(|m| m.order.as_ref()));
+            all.extend([
+                &l.attention_norm,
+                &l.feed_forward_norm,
+                &l.q_norm,
+                &l.k_norm,
+            ]);
+            all.extend([&l.qkv_bias, &l.out_bias, &l.gate_up_bias, &l.down_bias]);
+        }
+        // A tied head is the embedding.
+        all.sort_unstable_by_key(|tensor| tensor.id());
+        all.dedup_by_key(|tensor| tensor.id());
+        all.iter().map(|tensor| tensor.bytes() as u64).sum()
+    }
+
     /// Whether a matrix stores its channels in an order of its own.
     pub(super) fn has_order(&self) -> bool {
         let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
@@ -98,151 +119,49 @@ impl Weights {
 }
 
 /// A part of a fused matrix: rows of a tensor in the file, padded to a number of rows.
-struct Part {
-    name: String,
-    rows: usize,
-    padded: usize,
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) rows: usize,
+    pub(super) padded: usize,
+}
+
+/// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
+/// below, and their input channels.
+pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
+    let (hidden, ff) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.q_size(), config.kv_size());
+    let part = |tensor: &str, rows: usize| Part {
+        name: layer_name(layer, tensor),
+        rows,
+        padded: padded(rows),
+    };
+    [
+        (
+            vec![
+                part("self_attn.q_proj.weight", q),
+                part("self_attn.k_proj.weight", kv),
+                part("self_attn.v_proj.weight", kv),
+            ],
+            hidden,
+        ),
+        (vec![part("self_attn.o_proj.weight", hidden)], q),
+        (
+            vec![
+                part("mlp.gate_proj.weight", ff),
+                part("mlp.up_proj.weight", ff),
+            ],
+            hidden,
+        ),
+        (vec![part("mlp.down_proj.weight", hidden)], ff),
+    ]
 }
 
 /// A packed matrix, and the order of its channels if that is not their own.
 type Ordered = (Packed, Option<Vec<u32>>);
 
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Source<'a> {
-    /// A model directory.
-    Files(&'a ModelFiles),
-    /// Pseudo-random numbers of a storage type, for benches: a shape is measured without a checkpoint.
-    /// With a type of codes, what is not a matrix of a layer is in f16.
-    Random(&'a Config, DType),
-}
-
-impl<'a> Source<'a> {
-    pub(super) fn config(self) -> &'a Config {
-        match self {
-            Self::Files(files) => &files.config,
-            Self::Random(config, _) => config,
-        }
-    }
-
-    /// Whether the model has the tensors of a group; a random one has those of Qwen3.
-    fn has(self, group: Group) -> bool {
-        match self {
-            Self::Files(files) => files.tensors.has(group),
-            Self::Random(config, _) => match group {
-                Group::Always | Group::QkNorm => true,
-                Group::Head => config.tie_word_embeddings != Some(true),
-                _ => false,
-            },
-        }
-    }
-
-    fn dtype(self, name: &str) -> Result<DType> {
-        let files = match self {
-            Self::Files(files) => files,
-            Self::Random(_, DType::U4 | DType::U8) => return Ok(DType::F16),
-            Self::Random(_, dtype) => return Ok(dtype),
-        };
-        let entry = &files.checkpoint.tensors()[name];
-        dtype_of(entry.dtype).ok_or_else(|| {
-            let path = files
-                .checkpoint
-                .files()
-                .nth(entry.file)
-                .unwrap_or(Path::new(""));
-            let what = format!("tensor {name} in {:?}", entry.dtype);
-            Error::unsupported(
-                path,
-                what,
-                "weights are F32, F16 or BF16; convert the checkpoint",
-            )
-        })
-    }
-
-    /// How a matrix of a layer is packed, if it is.
-    fn packed(self, name: &str, n: usize, k: usize) -> Option<Packed> {
-        match self {
-            Self::Files(files) => files.tensors.packed(name).cloned(),
-            Self::Random(_, dtype @ (DType::U4 | DType::U8)) => Some(Packed {
-                stem: name.trim_end_matches(".weight").to_owned(),
-                n,
-                k,
-                scheme: Scheme {
-                    format: Format::Compressed,
-                    dtype,
-                    group: Some(RANDOM_GROUP),
-                    zeros: Zeros::Middle,
-                    needs_order: false,
-                },
-                has_order: false,
-            }),
-            Self::Random(..) => None,
-        }
-    }
-
-    /// Rows of a tensor as they are in the file.
-    fn rows(
-        self,
-        name: &str,
-        first: usize,
-        n: usize,
-        cols: usize,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        if let Self::Files(files) = self {
-            return files.checkpoint.read_rows(name, first, n, bytes);
-        }
-        let dtype = self.dtype(name)?;
-        // Norms around one, everything else small enough for activations to stay of order one.
-        let is_norm = name.ends_with("norm.weight");
-        let scale = if is_norm {
-            0.1
-        } else {
-            (3.0 / cols as f32).sqrt()
-        };
-        let values = random(name, first, n * cols).map(|word| {
-            let unit = (word >> 8) as f32 / (1u32 << 23) as f32 - 1.0;
-            unit * scale + f32::from(u8::from(is_norm))
-        });
-        bytes.clear();
-        let words = pack(values, dtype);
-        bytes.extend_from_slice(&bytemuck::cast_slice(&words)[..n * cols * dtype.size()]);
-        Ok(())
-    }
-
-    /// Rows of the codes of a packed matrix as they are in the file, `cols` words each.
-    fn words(
-        self,
-        name: &str,
-        first: usize,
-        n: usize,
-        cols: usize,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        if let Self::Files(files) = self {
-            return files.checkpoint.read_rows(name, first, n, bytes);
-        }
-        bytes.clear();
-        bytes.extend(random(name, first, n * cols).flat_map(u32::to_le_bytes));
-        Ok(())
-    }
-}
-
-/// Channels under one scale of random matrices.
-const RANDOM_GROUP: usize = 128;
-
-/// Pseudo-random words for rows of a tensor.
-fn random(name: &str, first: usize, n: usize) -> impl Iterator<Item = u32> {
-    let mut state = u32_of(first % (1 << 24)).wrapping_mul(0x9e37_79b9) ^ u32_of(name.len());
-    (0..n).map(move |_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state
-    })
-}
-
 struct Loader<'a> {
     device: &'a Device,
-    source: Source<'a>,
+    files: &'a ModelFiles,
     progress: &'a mut dyn FnMut(u64),
     /// One word, which stands in for the scales of float matrices.
     no_scales: Tensor,
@@ -253,13 +172,13 @@ struct Loader<'a> {
 /// Loads all weights; `progress` is told the bytes read by each step.
 pub(super) fn load(
     device: &Device,
-    source: Source<'_>,
+    files: &ModelFiles,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Weights> {
-    let config = source.config();
+    let config = &files.config;
     let mut loader = Loader {
         device,
-        source,
+        files,
         progress,
         no_scales: device.tensor(&[1], DType::U32)?,
         widened: Vec::new(),
@@ -273,7 +192,7 @@ pub(super) fn load(
         config.hidden_size,
         padded(config.hidden_size),
     )])?;
-    let head = if source.has(Group::Head) {
+    let head = if files.tensors.has(Group::Head) {
         loader.pieces(HEAD, config.vocab_size, config.hidden_size)?
     } else {
         embed.clone()
@@ -285,7 +204,7 @@ pub(super) fn load(
         );
     }
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
-    let qk_norm = source.has(Group::QkNorm);
+    let qk_norm = files.tensors.has(Group::QkNorm);
     Ok(Weights {
         embed,
         layers,
@@ -308,12 +227,26 @@ pub(super) fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Loader<'_> {
+    fn dtype(&self, name: &str) -> Result<DType> {
+        let checkpoint = &self.files.checkpoint;
+        let entry = &checkpoint.tensors()[name];
+        dtype_of(entry.dtype).ok_or_else(|| {
+            let path = checkpoint.files().nth(entry.file).unwrap_or(Path::new(""));
+            let what = format!("tensor {name} in {:?}", entry.dtype);
+            Error::unsupported(
+                path,
+                what,
+                "weights are F32, F16 or BF16; convert the checkpoint",
+            )
+        })
+    }
+
     /// A matrix of several parts below each other; `[sum of padded rows, padded cols]`. With it, the order
     /// of its channels if that is not their own.
     fn matrix(&mut self, parts: &[Part], cols: usize) -> Result<(Matrix, Option<Vec<u32>>)> {
         let mut packed = Vec::with_capacity(parts.len());
         for part in parts {
-            let matrix = self.source.packed(&part.name, part.rows, cols);
+            let matrix = self.files.tensors.packed(&part.name).cloned();
             let order = matrix
                 .as_ref()
                 .map(|matrix| self.order(matrix))
@@ -330,9 +263,7 @@ impl Loader<'_> {
 
     /// The order of the channels of a packed matrix.
     fn order(&mut self, packed: &Packed) -> Result<Option<Vec<u32>>> {
-        let Source::Files(files) = self.source else {
-            return Ok(None);
-        };
+        let files = self.files;
         for (role, _) in packed.tensors() {
             if matches!(role, Role::Order | Role::Shape) {
                 let entry = files.checkpoint.tensors().get(&packed.name(role));
@@ -388,27 +319,27 @@ impl Loader<'_> {
                         .max(1);
                     for first in (0..rows).step_by(step) {
                         let n = step.min(rows - first);
-                        self.source.words(&name, first, n, cols, &mut bytes)?;
+                        self.files
+                            .checkpoint
+                            .read_rows(&name, first, n, &mut bytes)?;
                         (self.progress)(bytes.len() as u64);
                         let words: Cow<'_, [u32]> = words_of(&bytes);
                         packed.place(first, &words, position.as_deref(), &mut codes);
                     }
                 }
-                Role::Scales if matches!(self.source, Source::Random(..)) => {
-                    // Codes are uniform: their deviation is that of 2^bits steps.
-                    let steps = f32::from(1u16 << packed.scheme.dtype.bits());
-                    let scale = (12.0 / packed.k as f32).sqrt() / steps;
-                    scales = vec![scale; rows * cols];
-                }
                 Role::Scales => {
-                    let from = self.source.dtype(&name)?;
-                    self.source.rows(&name, 0, rows, cols, &mut bytes)?;
+                    let from = self.dtype(&name)?;
+                    self.files
+                        .checkpoint
+                        .read_rows(&name, 0, rows, &mut bytes)?;
                     (self.progress)(bytes.len() as u64);
                     let numbers = bytes.chunks_exact(from.size());
                     scales = numbers.map(|number| widened(number, from)).collect();
                 }
                 Role::Zeros => {
-                    self.source.words(&name, 0, rows, cols, &mut bytes)?;
+                    self.files
+                        .checkpoint
+                        .read_rows(&name, 0, rows, &mut bytes)?;
                     (self.progress)(bytes.len() as u64);
                     zeros = words_of(&bytes).into_owned();
                 }
@@ -431,7 +362,7 @@ impl Loader<'_> {
             .iter()
             .zip(packed)
             .map(|(part, packed)| match packed {
-                None => self.source.dtype(&part.name).map(Some),
+                None => self.dtype(&part.name).map(Some),
                 Some(_) => Ok(None),
             })
             .collect::<Result<_>>()?;
@@ -496,13 +427,15 @@ impl Loader<'_> {
         n: usize,
         cols: usize,
     ) -> Result<()> {
-        let (from, wide) = (self.source.dtype(name)?, padded(cols));
+        let (from, wide) = (self.dtype(name)?, padded(cols));
         let step = (PIECE / (wide * 4)).max(1);
         let mut bytes = Vec::new();
         let mut row = first;
         while row < first + n {
             let count = step.min(first + n - row);
-            self.source.rows(name, row, count, cols, &mut bytes)?;
+            self.files
+                .checkpoint
+                .read_rows(&name, row, count, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
             let packed = repack(&bytes, from, to.dtype(), cols, wide);
             self.device.write(to, at, &packed)?;
@@ -514,7 +447,7 @@ impl Loader<'_> {
 
     /// A matrix in pieces that one binding holds.
     fn pieces(&mut self, name: &str, rows: usize, cols: usize) -> Result<Pieces> {
-        let dtype = self.source.dtype(name)?;
+        let dtype = self.dtype(name)?;
         let wide = padded(cols);
         let most = (self.device.max_tensor_bytes() / (wide * dtype.size())).max(1);
         let mut pieces = Vec::new();
@@ -530,8 +463,8 @@ impl Loader<'_> {
     /// The elements of a vector.
     fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
         let mut bytes = Vec::new();
-        let from = self.source.dtype(name)?;
-        self.source.rows(name, 0, len, 1, &mut bytes)?;
+        let from = self.dtype(name)?;
+        self.files.checkpoint.read_rows(name, 0, len, &mut bytes)?;
         (self.progress)(bytes.len() as u64);
         let numbers = bytes.chunks_exact(from.size());
         Ok(numbers.map(|number| widened(number, from)).collect())
@@ -562,7 +495,7 @@ impl Loader<'_> {
 
     /// As [`Self::vector`], or zeros where the model has no such tensors.
     fn bias(&mut self, group: Group, parts: &[(String, usize, usize)]) -> Result<Tensor> {
-        if self.source.has(group) {
+        if self.files.tensors.has(group) {
             return self.vector(parts);
         }
         self.device
@@ -573,36 +506,16 @@ impl Loader<'_> {
         let (hidden, ff) = (config.hidden_size, config.intermediate_size);
         let (q, kv, dim) = (config.q_size(), config.kv_size(), config.head_dim);
         let name = |tensor: &str| layer_name(layer, tensor);
-        let part = |tensor: &str, rows: usize, padded: usize| Part {
-            name: name(tensor),
-            rows,
-            padded,
-        };
         let vec = |tensor: &str, len: usize| (name(tensor), len, padded(len));
-        let (qkv, order) = self.matrix(
-            &[
-                part("self_attn.q_proj.weight", q, q),
-                part("self_attn.k_proj.weight", kv, kv),
-                part("self_attn.v_proj.weight", kv, kv),
-            ],
-            hidden,
-        )?;
-        let attention_norm =
-            self.norm(&name("input_layernorm.weight"), hidden, order.as_deref())?;
-        let (out, _) = self.matrix(
-            &[part("self_attn.o_proj.weight", hidden, padded(hidden))],
-            q,
-        )?;
-        let (gate_up, order) = self.matrix(
-            &[
-                part("mlp.gate_proj.weight", ff, padded(ff)),
-                part("mlp.up_proj.weight", ff, padded(ff)),
-            ],
-            hidden,
-        )?;
-        let after = name("post_attention_layernorm.weight");
-        let feed_forward_norm = self.norm(&after, hidden, order.as_deref())?;
-        let (down, _) = self.matrix(&[part("mlp.down_proj.weight", hidden, padded(hidden))], ff)?;
+        let [qkv, out, gate_up, down] = matrices(config, layer);
+        let (qkv, order) = self.matrix(&qkv.0, qkv.1)?;
+        let before = name("input_layernorm.weight");
+        let attention_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (out, _) = self.matrix(&out.0, out.1)?;
+        let (gate_up, order) = self.matrix(&gate_up.0, gate_up.1)?;
+        let before = name("post_attention_layernorm.weight");
+        let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (down, _) = self.matrix(&down.0, down.1)?;
         Ok(Layer {
             attention_norm,
             qkv,

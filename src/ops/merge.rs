@@ -7,7 +7,8 @@ use super::case::{Rng, case, floats, output, words};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Case, DType, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl, always,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
+    always,
 };
 
 /// The op.
@@ -35,6 +36,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads, 1]
                 },
+                loads: Some(loads),
             }),
             fits: always,
         },
@@ -55,6 +57,20 @@ struct Params {
     n_rows: u32,
     n_heads: u32,
     head_dim: u32,
+}
+
+/// What a workgroup loads: its row's partials of its head once, their places and states again where a lane
+/// comes back to them after 128 other loads.
+fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let dim = u64::from(d.params.get::<Params>().head_dim);
+    let ranges = &ints.get(&d.args[0])[group[0] as usize..][..2];
+    let n = u64::from(ranges[1] - ranges[0]);
+    // Once for the largest score, and once for each 64 channels.
+    let rounds = dim.div_ceil(64) - 1;
+    let rounds_again = if n > 32 { rounds * n } else { 0 };
+    let again = rounds_again + n.min((2 * n).saturating_sub(65));
+    let (order, max, sum) = (n + again, n + again, n + rounds_again);
+    vec![8, order * 4, n * dim * 4, (max + sum) * 4, 0]
 }
 
 /// Records the merge for `n_rows` rows.

@@ -50,6 +50,7 @@
 //! * [`cache`]: blocks over pages, layouts (who sees what), the plan of a pass.
 //! * [`model`]: a model directory, its checks, quantised weights, the forward pass, and
 //!   [`model::Engine`], which plays it.
+//! * [`hub`]: a model's name to a model directory, through the Hugging Face cache.
 //! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, what a choice of a token is (the op
 //!   [`ops::sample`] computes it), what may be said.
 //! * [`session`]: the loop, its events, logs and replay.
@@ -71,6 +72,7 @@ pub mod cli;
 pub mod demo;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod protocol;

@@ -156,13 +156,15 @@ struct Subject {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    // Before the handler: a download is not a run, and ends at once.
+    let directory = args.load.directory()?;
     // A handler is set once in a process; a second call only keeps the first.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
-    let Some(directory) = &args.load.model else {
+    let Some(directory) = &directory else {
         return run_built_in(args);
     };
     let problem = problem(args)?;

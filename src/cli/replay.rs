@@ -35,8 +35,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     };
     let directory = args
         .load
-        .model
-        .clone()
+        .directory()?
         .unwrap_or_else(|| PathBuf::from(&header.model.directory));
     let built_in = args.load.model.is_none() && header.model.directory == demo::NAME;
     let files = if built_in {

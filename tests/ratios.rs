@@ -4,7 +4,11 @@
 //! the work itself, whatever else the machine does. `cargo test --test ratios -- --nocapture` prints every
 //! ratio beside its bound, and the wall time's.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![allow(
     clippy::print_stdout,
     reason = "what a test measures is for people, too"
@@ -19,7 +23,7 @@ use std::time::Instant;
 
 use hogwild::cache::layout::{Layout, Shared};
 use hogwild::cache::plan::{Batch, Logits, Turn, plan};
-use hogwild::device::{DType, Device, Recording};
+use hogwild::device::{DType, Device, Dispatch, Kernel, Recording, Run, Wgsl, always};
 use hogwild::model::{Config, Engine, Model, RandomWeights, Scratch};
 use hogwild::ops::linear::By;
 
@@ -94,11 +98,15 @@ fn attention_config() -> Config {
 }
 
 fn model(device: Device, config: &Config, dtype: DType) -> Arc<Model> {
+    shared_model(Arc::new(device), config, dtype)
+}
+
+fn shared_model(device: Arc<Device>, config: &Config, dtype: DType) -> Arc<Model> {
     let weights = RandomWeights {
         dtype,
         shared: false,
     };
-    Arc::new(Model::random(Arc::new(device), config, weights, 8192).unwrap())
+    Arc::new(Model::random(device, config, weights, 8192).unwrap())
 }
 
 /// A recorded pass over a history of closed blocks of the given lengths.
@@ -214,4 +222,101 @@ fn four_workers_cost_at_most_three_times_one() {
     let what = "a pass of 4 workers over one of 1";
     let ratio = ratio(what, 3.0, 9, [&mut || one.play(), &mut || four.play()]);
     assert!(ratio <= 3.0, "{what}: {ratio:.2}");
+}
+
+/// The projection of one row by f16 weights and nothing else: no columns, no norm, no codes.
+const ONE_ROW: &str = "// uses: project_op
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) num_subgroups: u32,
+    @builtin(subgroup_size) lanes: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let width = params.k / 8u;
+    for (var i = subgroup; i < QUADS; i += num_subgroups) {
+        let quad = group.x * QUADS + i;
+        let rows = quad_rows(min(quad, n_quads() - 1u));
+        var sums = vec4<f32>();
+        for (var j = lane; j < width; j += lanes) {
+            let a = x[j * 2u];
+            let b = x[j * 2u + 1u];
+            for (var r = 0u; r < 4u; r++) {
+                let w = weight[rows[r] * width + j];
+                sums[r] += dot(weight8_lo(w), a) + dot(weight8_hi(w), b);
+            }
+        }
+        sums = subgroupAdd(sums);
+        if lane == 0u && quad < n_quads() {
+            finish(quad, 0u, sums);
+        }
+    }
+}
+";
+
+#[test]
+fn one_worker_costs_what_a_kernel_for_one_row_costs() {
+    let Some(device) = adapter() else { return };
+    let _alone = alone();
+    let model = model(device, &dense_config(), DType::F16);
+    let pass = Pass::new(&model, &[256], 1).only(&["project"]);
+    // The widest that is added to its output: the projection down.
+    let matrix = |d: &&Dispatch| d.args[2].shape() == [1024, 3072];
+    let down = pass.recording.dispatches.iter().find(matrix).unwrap();
+    let listed = model.device().kernel(down).unwrap().unwrap();
+    let Run::Wgsl(wgsl) = &listed.run else {
+        panic!("an adapter runs shaders")
+    };
+    let own = Kernel {
+        name: "one row",
+        run: Run::Wgsl(Wgsl {
+            file: "one_row.wgsl",
+            source: ONE_ROW,
+            loads: None,
+            ..*wgsl
+        }),
+        fits: always,
+    };
+    let (device, y) = (model.device(), &down.args[5]);
+    let result = |kernel: &Kernel| {
+        device.write(y, 0, &vec![0; y.bytes()]).unwrap();
+        device.run(down, kernel).unwrap();
+        device.read_f32(y, 1024).unwrap()
+    };
+    let (a, b) = (result(&own), result(listed));
+    assert!(a.iter().any(|v| v.abs() > 0.1), "it computes something");
+    assert!(
+        a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3),
+        "both compute the same"
+    );
+    let repeat = |kernel: &Kernel| {
+        for _ in 0..10 {
+            device.run(down, kernel).unwrap();
+        }
+        device.finish().unwrap();
+    };
+    let what = "a row by the kernel for any number over one by a kernel for one";
+    let ratio = ratio(
+        what,
+        1.1,
+        15,
+        [&mut || repeat(&own), &mut || repeat(listed)],
+    );
+    assert!(ratio <= 1.1, "{what}: {ratio:.2}");
+}
+
+#[test]
+fn codes_of_four_bits_cost_no_more_than_f16() {
+    let Some(device) = adapter() else { return };
+    let _alone = alone();
+    let device = Arc::new(device);
+    let pass = |dtype| {
+        let model = shared_model(device.clone(), &dense_config(), dtype);
+        Pass::new(&model, &[64], 1).only(&["project", "gate_up"])
+    };
+    let (halves, codes) = (pass(DType::F16), pass(DType::U4));
+    let what = "matrices of a pass in int4 over those in f16";
+    let ratio = ratio(what, 1.0, 9, [&mut || halves.play(), &mut || codes.play()]);
+    assert!(ratio <= 1.0, "{what}: {ratio:.2}");
 }

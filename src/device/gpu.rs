@@ -1,6 +1,7 @@
 //! The player for Vulkan adapters: wgpu, one compute pass for each recording.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -40,7 +41,7 @@ pub struct Gpu {
 struct State {
     pipelines: Pipelines,
     params: Option<wgpu::Buffer>,
-    groups: HashMap<(usize, Vec<u64>), BindGroup>,
+    groups: HashMap<Binding, BindGroup>,
     /// Buffers to read back through that nobody uses.
     staging: Vec<wgpu::Buffer>,
 }
@@ -68,6 +69,45 @@ struct Readback {
     staging: wgpu::Buffer,
     len: usize,
     mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+/// A dispatch, and what every other of the same parameters and shapes comes to.
+struct Kind<'a> {
+    dispatch: &'a Dispatch,
+    kernel: &'a Kernel,
+    groups: [u32; 3],
+    pipeline: Pipeline,
+}
+
+impl Kind<'_> {
+    fn is_of(&self, dispatch: &Dispatch, kernel: &Kernel) -> bool {
+        std::ptr::eq(self.kernel, kernel)
+            && self.dispatch.params == dispatch.params
+            && self
+                .dispatch
+                .args
+                .iter()
+                .zip(&dispatch.args)
+                .all(|(a, b)| a.dtype() == b.dtype() && a.shape() == b.shape())
+    }
+}
+
+/// A pipeline and the ids of the tensors that are bound to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Binding {
+    pipeline: usize,
+    tensors: [u64; MOST_ARGS],
+}
+
+/// Most arguments of an op; adapters bind at least ten buffers.
+const MOST_ARGS: usize = 12;
+
+impl Hash for Binding {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // One word for all: a lookup for each dispatch is on the way of every token.
+        let mix = |h: u64, id: &u64| (h ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        state.write_u64(self.tensors.iter().fold(self.pipeline as u64, mix));
+    }
 }
 
 #[derive(Debug)]
@@ -455,36 +495,61 @@ impl Gpu {
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (i, (dispatch, kernel)) in work.iter().enumerate() {
+            // Layers dispatch the same kinds over and over.
+            let mut kinds: Vec<Kind<'_>> = Vec::new();
+            for (i, &(dispatch, kernel)) in work.iter().enumerate() {
                 stamp(&mut pass, i);
-                let Run::Wgsl(wgsl) = &kernel.run else {
-                    panic!("kernel {} is not a shader", kernel.name)
+                let at = match kinds.iter().position(|kind| kind.is_of(dispatch, kernel)) {
+                    Some(at) => at,
+                    None => {
+                        kinds.push(self.kind(&mut state.pipelines, dispatch, kernel)?);
+                        kinds.len() - 1
+                    }
                 };
-                let groups = (wgsl.groups)(dispatch, &self.caps);
+                let Kind {
+                    groups, pipeline, ..
+                } = &kinds[at];
                 if groups.contains(&0) {
                     continue;
                 }
-                if let Some(&most) = groups.iter().max().filter(|&&n| n > self.max_groups) {
-                    return Err(Error::Limit {
-                        what: format!("op {}", dispatch.op.name),
-                        need: format!("{most} workgroups"),
-                        have: format!("{} in one dimension", self.max_groups),
-                        advice: "use a shorter prompt or context".into(),
-                    });
-                }
-                let variant = Variant::of(wgsl, dispatch, &self.caps);
-                let pipeline = state
-                    .pipelines
-                    .get(&self.device, dispatch.op, wgsl, variant)?;
                 let offset = u32::try_from(i * self.stride).expect("recordings are short");
                 pass.set_pipeline(&pipeline.compute);
-                let group = self.bind_group(&mut state.groups, &params, &pipeline, dispatch);
+                let group = self.bind_group(&mut state.groups, &params, pipeline, dispatch);
                 pass.set_bind_group(0, group, &[offset]);
                 pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
             }
             stamp(&mut pass, work.len());
         }
         Ok((params, params_bytes, encoder))
+    }
+
+    /// What a dispatch comes to, whatever its tensors.
+    fn kind<'a>(
+        &self,
+        pipelines: &mut Pipelines,
+        dispatch: &'a Dispatch,
+        kernel: &'a Kernel,
+    ) -> Result<Kind<'a>> {
+        let Run::Wgsl(wgsl) = &kernel.run else {
+            panic!("kernel {} is not a shader", kernel.name)
+        };
+        let groups = (wgsl.groups)(dispatch, &self.caps);
+        if let Some(&most) = groups.iter().max().filter(|&&n| n > self.max_groups) {
+            return Err(Error::Limit {
+                what: format!("op {}", dispatch.op.name),
+                need: format!("{most} workgroups"),
+                have: format!("{} in one dimension", self.max_groups),
+                advice: "use a shorter prompt or context".into(),
+            });
+        }
+        let variant = Variant::of(wgsl, dispatch, &self.caps);
+        let pipeline = pipelines.get(&self.device, dispatch.op, wgsl, variant)?;
+        Ok(Kind {
+            dispatch,
+            kernel,
+            groups,
+            pipeline,
+        })
     }
 
     /// The parameters of all dispatches, `stride` bytes apart, and the one uniform buffer for them.
@@ -511,12 +576,22 @@ impl Gpu {
 
     fn bind_group<'a>(
         &self,
-        groups: &'a mut HashMap<(usize, Vec<u64>), BindGroup>,
+        groups: &'a mut HashMap<Binding, BindGroup>,
         params: &wgpu::Buffer,
         pipeline: &Pipeline,
         dispatch: &Dispatch,
     ) -> &'a wgpu::BindGroup {
-        let key = (pipeline.id, dispatch.args.iter().map(Tensor::id).collect());
+        let mut tensors = [u64::MAX; MOST_ARGS];
+        for (id, tensor) in tensors[..dispatch.args.len()]
+            .iter_mut()
+            .zip(&dispatch.args)
+        {
+            *id = tensor.id();
+        }
+        let key = Binding {
+            pipeline: pipeline.id,
+            tensors,
+        };
         let make = || {
             let uniform = wgpu::BufferBinding {
                 buffer: params,

@@ -281,8 +281,8 @@ impl Device {
         Ok(Self::Gpu(Box::new(Gpu::open(&adapter)?)))
     }
 
-    /// Seconds to encode, finish and submit `n` dispatches that do nothing, each with a bind group of its
-    /// own: what a pass of as many dispatches costs the host at least.
+    /// Seconds to encode, finish and submit `n` dispatches that do next to nothing, each with a bind group of
+    /// its own of seven buffers: what a pass of as many dispatches costs the host at least.
     ///
     /// # Errors
     /// [`Error::Device`] on the CPU path, or if the device failed.
@@ -299,8 +299,17 @@ impl Device {
 
 impl Gpu {
     fn bare_dispatches(&self, n: usize, rounds: usize) -> Result<Samples> {
-        const EMPTY: &str = "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
-            @compute @workgroup_size(64) fn main() { y[0] = 1u; }";
+        // Seven buffers, as an op has on average.
+        const EMPTY: &str = "
+            @group(0) @binding(0) var<storage, read> a: array<u32>;
+            @group(0) @binding(1) var<storage, read> b: array<u32>;
+            @group(0) @binding(2) var<storage, read> c: array<u32>;
+            @group(0) @binding(3) var<storage, read> d: array<u32>;
+            @group(0) @binding(4) var<storage, read> e: array<u32>;
+            @group(0) @binding(5) var<storage, read> f: array<u32>;
+            @group(0) @binding(6) var<storage, read_write> y: array<u32>;
+            @compute @workgroup_size(64)
+            fn main() { y[0] = a[0] + b[0] + c[0] + d[0] + e[0] + f[0]; }";
         let source = wgpu::ShaderSource::Wgsl(EMPTY.into());
         let module = self
             .device
@@ -318,15 +327,21 @@ impl Gpu {
                 compilation_options: wgpu::PipelineCompilationOptions::default(),
                 cache: None,
             });
+        let layout = pipeline.get_bind_group_layout(0);
         let group = |_| {
-            let y = self.buffer(64, wgpu::BufferUsages::STORAGE)?;
+            let buffer = |_| self.buffer(64, wgpu::BufferUsages::STORAGE);
+            let buffers = (0..7).map(buffer).collect::<Result<Vec<_>>>()?;
+            let entries = (0..)
+                .zip(&buffers)
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: buffer.as_entire_binding(),
+                });
+            let entries: Vec<_> = entries.collect();
             Ok(self.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: None,
-                layout: &pipeline.get_bind_group_layout(0),
-                entries: &[wgpu::BindGroupEntry {
-                    binding: 0,
-                    resource: y.as_entire_binding(),
-                }],
+                layout: &layout,
+                entries: &entries,
             }))
         };
         let groups = (0..n).map(group).collect::<Result<Vec<_>>>()?;

@@ -167,6 +167,18 @@ impl Error {
         }
     }
 
+    /// Says of a failed device which pass it was in, from 0.
+    #[must_use]
+    pub fn in_pass(self, pass: u64) -> Self {
+        match self {
+            Self::Device { device, problem } => Self::Device {
+                device,
+                problem: format!("in pass {pass}: {problem}"),
+            },
+            other => other,
+        }
+    }
+
     /// An [`Error::Io`] for `path`, ready for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

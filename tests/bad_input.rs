@@ -283,7 +283,39 @@ an unknown model type | config | model_type | "mamba\nx" | 'mamba\nx'
 a mixture of experts | config | model_type | "qwen3_moe" | 'qwen3_moe'
 another architecture | config | architectures | ["Qwen3ForSequenceClassification"] | architectures
 another activation | config | hidden_act | "gelu" | hidden_act 'gelu'
-quantised weights | config | quantization_config | {"quant_method": "awq", "bits": 4} | quantization_config ('awq')
+weights quantised by nobody knows what | config | quantization_config | {"bits": 4} | quantization_config.quant_method
+weights quantised in a list | config | quantization_config | [4] | quantization_config
+weights of bitsandbytes | config | quantization_config | {"quant_method": "bitsandbytes"} | quant_method 'bitsandbytes' is not
+weights in blocks of f8 | config | quantization_config | {"quant_method": "fp8", "fmt": "e4m3"} | quant_method 'fp8' is not
+weights of exl2 | config | compression_config | {"quant_method": "exl2"} | compression_config.quant_method 'exl2' is not
+awq for vectors | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"} | version 'gemv' is not
+awq for marlin | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "marlin"} | version 'marlin' is not
+awq without zero points | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": false} | zero_point false is not
+awq in 8 bits | config | quantization_config | {"quant_method": "awq", "bits": 8, "group_size": 128} | bits 8 is not
+awq of unknown width | config | quantization_config | {"quant_method": "awq", "group_size": 128} | quantization_config.bits
+awq of unknown groups | config | quantization_config | {"quant_method": "awq", "bits": 4} | quantization_config.group_size
+groups of nothing | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 0} | quantization_config.group_size
+groups below all | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": -2} | quantization_config.group_size
+groups in words | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": "128"} | quantization_config.group_size
+gptq in 3 bits | config | quantization_config | {"quant_method": "gptq", "bits": 3, "group_size": 128} | bits 3 is not
+gptq for marlin | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"} | checkpoint_format 'marlin' is not
+gptq for marlin, the old way | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "is_marlin_format": true} | is_marlin_format true is not
+gptq of every module's own | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*down": {}}} | dynamic for '-:.*down' is not
+gptq in words of 16 bits | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "pack_dtype": "int16"} | pack_dtype 'int16' is not
+an order that is a number | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": 1} | quantization_config.desc_act
+compressed in no format | config | quantization_config | {"quant_method": "compressed-tensors"} | quantization_config.format
+compressed in f8 | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized"} | format 'float-quantized' is not
+compressed of nothing | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized"} | quantization_config.config_groups
+compressed and still frozen | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "frozen"} | quantization_status 'frozen' is not
+compressed with a cache | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "kv_cache_scheme": {"num_bits": 8}} | kv_cache_scheme
+compressed and sparse | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "sparsity_config": {"format": "sparse-24-bitmask"}} | sparsity_config.format 'sparse-24-bitmask' is not
+compressed activations | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"input_activations": {"num_bits": 8}, "weights": {"num_bits": 8, "strategy": "channel"}}}} | input_activations
+compressed without weights | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"targets": ["Linear"]}}} | config_groups[…].weights
+compressed floats | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "strategy": "channel"}}}} | type 'float' is not
+compressed in 2 bits | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 2, "strategy": "channel"}}}} | num_bits 2 is not
+compressed by blocks | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "block"}}}} | strategy 'block' is not
+compressed in groups of unknown size | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "group"}}}} | weights.group_size
+compressed here and there | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "channel"}}, "group_1": {"weights": {"num_bits": 8, "strategy": "channel"}}}} | group_1 differs
 no hidden size | config | hidden_size | null | hidden_size
 a hidden size of 0 | config | hidden_size | 0 | hidden_size
 a hidden size below 0 | config | hidden_size | -64 | hidden_size
@@ -799,6 +831,210 @@ fn tensor_rows() -> Vec<Row> {
     ]
 }
 
+const AWQ: &str = "../awq_qwen2_g128/model";
+const GPTQ: &str = "../gptq_qwen2_g128_sym/model";
+const DOWN: &str = "model.layers.0.mlp.down_proj";
+
+/// One key of `quantization_config` set.
+fn set_quant(key: &'static str, value: Value) -> impl Fn(&Path) {
+    move |dir| {
+        edit(dir, CONFIG, |map| {
+            map["quantization_config"][key] = value.clone();
+        });
+    }
+}
+
+/// Metadata of quantised weights that is not that of the files.
+fn quant_rows() -> Vec<Row> {
+    let s = SINGLE;
+    let of = |end: &str| -> &'static str { format!("{DOWN}.{end}").leak() };
+    let (codes, scales, zeros) = (of("qweight"), of("scales"), of("qzeros"));
+    let order = of("g_idx");
+    vec![
+        on(AWQ, "codes without a word in the config", s, codes, |dir| {
+            edit(dir, CONFIG, |map| drop(map.remove("quantization_config")));
+        }),
+        on(
+            AWQ,
+            "awq that says gptq",
+            s,
+            "qweight",
+            set_quant("quant_method", json!("gptq")),
+        ),
+        on(GPTQ, "gptq that says awq", s, "g_idx", |dir| {
+            set_quant("quant_method", json!("awq"))(dir);
+        }),
+        on(
+            AWQ,
+            "groups of half the size",
+            s,
+            "scales",
+            set_quant("group_size", json!(64)),
+        ),
+        on(
+            AWQ,
+            "groups of twice the size",
+            s,
+            "scales",
+            set_quant("group_size", json!(256)),
+        ),
+        on(
+            AWQ,
+            "groups of whole rows",
+            s,
+            "scales",
+            set_quant("group_size", json!(-1)),
+        ),
+        on(
+            AWQ,
+            "groups that no kernel reads",
+            s,
+            "group_size 24",
+            set_quant("group_size", json!(24)),
+        ),
+        on(AWQ, "codes missing", s, of("weight"), |dir| {
+            edit_tensors(dir, SINGLE, |all| {
+                all.retain(|t| !t.0.starts_with(DOWN) || t.0.ends_with("bias"));
+            });
+        }),
+        on(AWQ, "codes missing beside scales", s, codes, take(codes)),
+        on(AWQ, "scales missing", s, scales, take(scales)),
+        on(AWQ, "zero points missing", s, zeros, take(zeros)),
+        on(GPTQ, "scales of gptq missing", s, scales, take(scales)),
+        on(GPTQ, "zero points of gptq missing", s, zeros, take(zeros)),
+        on(
+            AWQ,
+            "codes in float",
+            s,
+            "qweight in F32",
+            set_tensor(codes, "dtype", json!("F32")),
+        ),
+        on(
+            AWQ,
+            "zero points in U32",
+            s,
+            "qzeros in U32",
+            set_tensor(zeros, "dtype", json!("U32")),
+        ),
+        on(
+            AWQ,
+            "scales in I16",
+            s,
+            "scales in I16",
+            set_tensor(scales, "dtype", json!("I16")),
+        ),
+        on(
+            AWQ,
+            "codes lying down",
+            s,
+            codes,
+            set_tensor(codes, "shape", json!([16, 256])),
+        ),
+        on(
+            AWQ,
+            "codes in a row",
+            s,
+            codes,
+            set_tensor(codes, "shape", json!([4096])),
+        ),
+        on(
+            AWQ,
+            "scales lying down",
+            s,
+            scales,
+            set_tensor(scales, "shape", json!([128, 2])),
+        ),
+        on(
+            AWQ,
+            "zero points lying down",
+            s,
+            zeros,
+            set_tensor(zeros, "shape", json!([16, 2])),
+        ),
+        on(
+            AWQ,
+            "NaN in a scale",
+            s,
+            "mlp.down_proj.scales: NaN at element 130 of",
+            poke(scales, 260, [0x01, 0x7e]),
+        ),
+        on(
+            AWQ,
+            "infinity in a scale",
+            s,
+            "mlp.down_proj.scales: infinity at element 0 of",
+            poke(scales, 0, [0x00, 0xfc]),
+        ),
+        on(
+            AWQ,
+            "floats beside codes",
+            s,
+            "which of them counts?",
+            add(of("weight"), "F16", json!([128, 256]), 65_536),
+        ),
+        on(
+            AWQ,
+            "a quantised head",
+            s,
+            "lm_head.qweight",
+            add("lm_head.qweight", "I32", json!([1]), 4),
+        ),
+        on(
+            AWQ,
+            "an order in awq",
+            s,
+            order,
+            add(order, "I32", json!([256]), 1024),
+        ),
+        on(
+            GPTQ,
+            "no order where there must be one",
+            s,
+            "g_idx",
+            |dir| {
+                take("model.layers.0.mlp.down_proj.g_idx")(dir);
+                set_quant("desc_act", json!(true))(dir);
+            },
+        ),
+        on(
+            GPTQ,
+            "an order in float",
+            s,
+            "g_idx in F32",
+            set_tensor(order, "dtype", json!("F32")),
+        ),
+        on(GPTQ, "an order too short", s, order, |dir| {
+            edit_tensors(dir, SINGLE, |all| {
+                let tensor = all.iter_mut().find(|t| t.0.ends_with("down_proj.g_idx"));
+                let tensor = tensor.expect("an order");
+                tensor.1["shape"] = json!([255]);
+                tensor.2.truncate(1020);
+            });
+        }),
+        on(
+            GPTQ,
+            "a group that is none",
+            s,
+            "g_idx: element 3: 2 is none of the 2 groups",
+            poke(order, 12, [2, 0]),
+        ),
+        on(
+            GPTQ,
+            "a group below 0",
+            s,
+            "g_idx: element 0: -65536 is none of the 2 groups",
+            poke(order, 2, [0xff, 0xff]),
+        ),
+        on(
+            GPTQ,
+            "a group that is too large",
+            s,
+            "g_idx: element 255: group 1 has more than its 128 channels",
+            poke(order, 12, [1, 0]),
+        ),
+    ]
+}
+
 fn index_rows() -> Vec<Row> {
     let i = INDEX;
     let mut rows = vec![
@@ -948,6 +1184,7 @@ fn every_kind_of_damage_is_refused_on_one_line_that_names_it() {
     rows.extend(generation_rows());
     rows.extend(header_rows());
     rows.extend(tensor_rows());
+    rows.extend(quant_rows());
     rows.extend(index_rows());
     let mut names: Vec<_> = rows.iter().map(|row| row.name).collect();
     names.sort_unstable();
@@ -1006,10 +1243,7 @@ fn shards_hold_the_same_tensors_as_one_file() {
     assert_eq!(one.tensors, two.tensors, "the same tensors");
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for want in one.tensors.wants() {
-        let entry = one
-            .checkpoint
-            .expect(&want.name, &[&want.shape])
-            .expect("a tensor");
+        let entry = one.checkpoint.expect(want).expect("a tensor");
         let rows = entry.n_rows();
         one.checkpoint
             .read_rows(&want.name, 0, rows, &mut a)
@@ -1093,6 +1327,51 @@ fn what_is_only_unusual_is_accepted() {
             }),
         ),
     ];
+    let quantised: Vec<(&str, &str, Change)> = vec![
+        (
+            AWQ,
+            "exceptions that are none",
+            Box::new(set_quant("modules_to_not_convert", json!(["down_proj"]))),
+        ),
+        (
+            AWQ,
+            "the name in capitals",
+            Box::new(set_quant("version", json!("GEMM"))),
+        ),
+        (
+            GPTQ,
+            "zero points as they are",
+            Box::new(set_quant("checkpoint_format", json!("gptq_v2"))),
+        ),
+        (
+            GPTQ,
+            "an order that is there though nothing says so",
+            Box::new(|dir| {
+                edit_tensors(dir, SINGLE, |all| {
+                    let order = all.iter_mut().find(|t| t.0.ends_with("down_proj.g_idx"));
+                    let order = &mut order.expect("an order").2;
+                    (order[0], order[4 * 200]) = (1, 0);
+                });
+            }),
+        ),
+        (
+            GPTQ,
+            "no order where none is needed",
+            Box::new(|dir| {
+                edit_tensors(dir, SINGLE, |all| all.retain(|t| !t.0.ends_with("g_idx")));
+            }),
+        ),
+    ];
+    for (model, name, change) in quantised {
+        let copy = copy_of(model);
+        change(copy.path());
+        let files = model::check(copy.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(
+            files.tensors.all_packed().count(),
+            14,
+            "{name}: seven a layer"
+        );
+    }
     let good = check_ok(copy_of("qwen3").path());
     for (name, change) in rows {
         let copy = copy_of("qwen3");
@@ -1233,8 +1512,8 @@ fn any_changed_byte_of_a_header_is_an_error_or_the_same_tensors() {
 
 #[test]
 fn any_changed_byte_of_a_small_file_is_an_error_or_a_model() {
-    for file in [CONFIG, GENERATION] {
-        let copy = copy_of("qwen3");
+    for (model, file) in [("qwen3", CONFIG), ("qwen3", GENERATION), (GPTQ, CONFIG)] {
+        let copy = copy_of(model);
         let good = read(copy.path(), file);
         // Without its last line break a file is still whole.
         for at in 0..good.trim_ascii_end().len() {

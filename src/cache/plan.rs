@@ -14,7 +14,7 @@ use crate::TokenId;
 pub const SPLIT: usize = 256;
 
 /// New tokens of one worker (or of a prefill) in one pass: they go to the end of the view's last block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// What the tokens see.
     pub view: View,
@@ -36,7 +36,7 @@ pub enum Logits {
 }
 
 /// All that one pass feeds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// One entry for each worker that has new tokens; their last blocks differ.
     pub turns: Vec<Turn>,
@@ -46,6 +46,14 @@ impl Batch {
     /// New tokens of all turns.
     pub fn n_rows(&self) -> usize {
         self.turns.iter().map(|t| t.tokens.len()).sum()
+    }
+
+    /// Whether another batch has the same turns but for which tokens they feed.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Turn, &Turn)| {
+            a.tokens.len() == b.tokens.len() && a.view == b.view && a.logits == b.logits
+        };
+        self.turns.len() == other.turns.len() && self.turns.iter().zip(&other.turns).all(alike)
     }
 }
 

@@ -418,8 +418,11 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args.load.load(device.clone(), files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let model = args
+        .load
+        .load(device.clone(), files, settings.context, settings.kv_type()?)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
 }
 
@@ -539,8 +542,11 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args.load.load(device, files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let model = args
+        .load
+        .load(device, files, settings.context, settings.kv_type()?)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));
     sinks.begin(&header)?;

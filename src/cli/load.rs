@@ -6,12 +6,18 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::device::{Choice, Device, choose};
-use crate::model::{Model, ModelFiles};
+use crate::device::judge::trust;
+use crate::device::{Choice, DType, Device, choose};
+use crate::model::{Model, ModelFiles, memory};
+use crate::ops::OPS;
 use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that people type"
+)]
 pub(super) struct LoadArgs {
     /// Model directory in Hugging Face's format
     #[arg(short, long, value_name = "DIR")]
@@ -24,6 +30,14 @@ pub(super) struct LoadArgs {
     /// Play every dispatch by its reference too, and stop at the first that disagrees (slow)
     #[arg(long)]
     pub(super) check: bool,
+
+    /// Judge all shaders first, then run them without checks of their indices (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) unchecked: bool,
+
+    /// Record no pass before its tokens are known (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) no_ahead: bool,
 
     /// Say nothing on standard error but errors
     #[arg(short, long)]
@@ -57,6 +71,16 @@ pub(super) fn check_ids<'a>(
     }
 }
 
+/// A bar over bytes on standard error, where that is a terminal.
+pub(super) fn bar(verb: &str, bytes: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(&format!("{verb} {style}"));
+    ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 impl LoadArgs {
     /// Says something on standard error.
     pub(super) fn note(&self, text: &str) {
@@ -71,25 +95,28 @@ impl LoadArgs {
         if let (Choice::Cpu { why }, "auto") = (&choice, wanted) {
             self.note(&format!("device: the CPU path, because {why}"));
         }
-        Ok(Arc::new(Device::of(&choice)?))
+        let device = Device::of(&choice)?;
+        if self.unchecked {
+            let n = trust(&device, OPS)?;
+            self.note(&format!(
+                "unchecked: {n} variants of shaders passed their cases"
+            ));
+        }
+        Ok(Arc::new(device))
     }
 
-    /// Loads the weights, with a bar on a terminal.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
     pub(super) fn load(
         &self,
         device: Arc<Device>,
         files: &ModelFiles,
         n_positions: usize,
+        kv_dtype: DType,
     ) -> Result<Arc<Model>> {
-        let bar = if self.quiet || !std::io::stderr().is_terminal() {
-            ProgressBar::hidden()
-        } else {
-            ProgressBar::new(files.weight_bytes())
-        };
-        let style = "loading {bar:30} {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
-        bar.set_style(
-            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        if let Some(have) = device.memory() {
+            memory::check(files, n_positions, kv_dtype, have, &device.name())?;
+        }
+        let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));
         bar.finish_and_clear();

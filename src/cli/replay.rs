@@ -82,7 +82,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             header.device
         ));
     }
-    let model = args.load.load(device, &files, header.settings.context)?;
+    let settings = &header.settings;
+    let kv_dtype = settings.kv_type().map_err(in_log)?;
+    let model = args.load.load(device, &files, settings.context, kv_dtype)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
     });

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::families::{self, Family, Window};
 use super::json::{self, shown, shown_value};
+use super::quant::Scheme;
 use crate::{Error, Result, TokenId};
 
 /// Bytes that either config may have.
@@ -61,6 +62,8 @@ pub struct Config {
     pub bos: Option<TokenId>,
     /// The ids that end a text.
     pub eos: Vec<TokenId>,
+    /// How its matrices are quantised, where they are.
+    pub quantised: Option<Scheme>,
     digest: [u8; 32],
 }
 
@@ -131,7 +134,7 @@ impl Config {
         let map = json::object(path, bytes)?;
         let keys = Keys::new(path, &map);
         let family = read_family(&keys)?;
-        refuse_quantised(&keys)?;
+        let quantised = Scheme::read(&keys)?;
         refuse_activation(&keys)?;
 
         let hidden_size = keys.need_count("hidden_size", MAX_WIDTH)?;
@@ -170,6 +173,7 @@ impl Config {
             rope: read_rope(&keys, max_positions)?,
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
             eos: keys.ids("eos_token_id", vocab_size)?,
+            quantised,
             digest: Sha256::digest(bytes).into(),
         };
         // One look at the result stands for bounds on every parameter of every kind.
@@ -361,10 +365,10 @@ impl GenerationConfig {
 }
 
 /// The keys of one object of a file, and how to name them in a message.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     path: &'a Path,
     prefix: &'static str,
-    map: &'a Map<String, Value>,
+    pub(super) map: &'a Map<String, Value>,
 }
 
 impl<'a> Keys<'a> {
@@ -388,12 +392,12 @@ impl<'a> Keys<'a> {
         )
     }
 
-    fn missing(&self, key: &str) -> Error {
+    pub(super) fn missing(&self, key: &str) -> Error {
         self.bad(key, "is missing; the model needs it")
     }
 
     /// The value of a key; one that is null counts as absent, as it does in transformers.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
@@ -409,7 +413,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn need_count(&self, key: &str, max: usize) -> Result<usize> {
+    pub(super) fn need_count(&self, key: &str, max: usize) -> Result<usize> {
         self.count(key, max)?.ok_or_else(|| self.missing(key))
     }
 
@@ -458,7 +462,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
@@ -466,7 +470,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -504,7 +508,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The object under a key. An empty one says as much as none.
-    fn object(&self, key: &'static str, prefix: &'static str) -> Result<Option<Self>> {
+    pub(super) fn object(&self, key: &str, prefix: &'static str) -> Result<Option<Self>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Object(map)) if map.is_empty() => Ok(None),
@@ -518,7 +522,7 @@ impl<'a> Keys<'a> {
     }
 
     /// An [`Error::Unsupported`] at a key.
-    fn unsupported(&self, key: &str, found: &str, advice: &str) -> Error {
+    pub(super) fn unsupported(&self, key: &str, found: &str, advice: &str) -> Error {
         let path = PathBuf::from(self.path);
         Error::unsupported(path, format!("{}{key} {found}", self.prefix), advice)
     }
@@ -549,18 +553,6 @@ fn read_family(keys: &Keys<'_>) -> Result<&'static Family> {
         Some(other) => return Err(keys.expected("architectures", "a list", other)),
     }
     Ok(family)
-}
-
-fn refuse_quantised(keys: &Keys<'_>) -> Result<()> {
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(value) = keys.get(key) {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let found = format!("('{}')", shown(method.unwrap_or("no quant_method")));
-            let advice = "quantised weights are not supported yet, use the float checkpoint";
-            return Err(keys.unsupported(key, &found, advice));
-        }
-    }
-    Ok(())
 }
 
 fn refuse_activation(keys: &Keys<'_>) -> Result<()> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Source, Weights, load, padded};
+use super::load::{Layer, Matrix, Weights, load, padded};
+use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
 use crate::Result;
 use crate::cache::plan::{self, Plan};
@@ -18,6 +19,7 @@ use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
+use crate::ops::gather::gather;
 use crate::ops::linear::{By, Linear, Norm};
 use crate::ops::merge::merge;
 use crate::ops::place::{Arena, HeadNorms, place};
@@ -39,6 +41,8 @@ pub struct Model {
     weights: Weights,
     /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
     angles: Tensor,
+    /// Whether all layers are one layer's tensors.
+    shared: bool,
 }
 
 /// Device memory that a pass works in; grows with the largest pass, kept between passes.
@@ -59,6 +63,31 @@ struct Rows {
     q: Tensor,
     attention: Tensor,
     hidden: Tensor,
+    /// For the channels of x, attention or hidden in a matrix's own order, by width; where one has any.
+    ordered: Vec<Tensor>,
+}
+
+impl Rows {
+    /// What goes into a matrix: its channels in the matrix's own order, if that has one.
+    fn ordered<'a>(
+        &'a self,
+        r: &mut Recording,
+        from: &'a Tensor,
+        matrix: &Matrix,
+        n: usize,
+    ) -> &'a Tensor {
+        let Some(order) = &matrix.order else {
+            return from;
+        };
+        let fits = |t: &&Tensor| t.cols() == from.cols();
+        let to = self
+            .ordered
+            .iter()
+            .find(fits)
+            .expect("made for every width");
+        gather(r, from, order, to, n);
+        to
+    }
 }
 
 impl Model {
@@ -74,13 +103,14 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let weights = load(&device, Source::Files(files), progress)?;
+        let weights = load(&device, files, progress)?;
         let angles = angles(&device, &files.config, n_positions)?;
         Ok(Self {
             config: files.config.clone(),
             device,
             weights,
             angles,
+            shared: false,
         })
     }
 
@@ -91,16 +121,18 @@ impl Model {
     pub fn random(
         device: Arc<Device>,
         config: &Config,
-        weights: DType,
+        weights: RandomWeights,
         n_positions: usize,
     ) -> Result<Self> {
-        let weights = load(&device, Source::Random(config, weights), &mut |_| {})?;
+        let shared = weights.shared;
+        let weights = random(&device, config, weights)?;
         let angles = angles(&device, config, n_positions)?;
         Ok(Self {
             config: config.clone(),
             device,
             weights,
             angles,
+            shared,
         })
     }
 
@@ -109,9 +141,18 @@ impl Model {
         &self.config
     }
 
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// Positions that its table of angles covers.
@@ -133,6 +174,7 @@ impl Model {
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
             dtype,
+            shared: self.shared,
         }
     }
 
@@ -202,24 +244,18 @@ impl Model {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
             let before = norm(&layer.attention_norm);
-            let linear = |weight, bias| Linear {
-                weight,
-                scales: &w.no_scales,
-                group: 1,
-                bias,
-                first: 0,
-            };
             let [to_qkv, to_out, to_hidden, to_x] = [
-                linear(&layer.qkv, &layer.qkv_bias),
-                linear(&layer.out, &layer.out_bias),
-                linear(&layer.gate_up, &layer.gate_up_bias),
-                linear(&layer.down, &layer.down_bias),
+                layer.qkv.linear(&layer.qkv_bias),
+                layer.out.linear(&layer.out_bias),
+                layer.gate_up.linear(&layer.gate_up_bias),
+                layer.down.linear(&layer.down_bias),
             ];
+            let x = rows.ordered(&mut r, &rows.x, &layer.qkv, n);
             if w.qk_norm {
                 let norms = self.norms(layer);
                 project(
                     &mut r,
-                    &rows.x,
+                    x,
                     Some(before),
                     to_qkv,
                     &rows.qkv,
@@ -239,7 +275,7 @@ impl Model {
             } else {
                 qkv(
                     &mut r,
-                    &rows.x,
+                    x,
                     before,
                     to_qkv,
                     &self.angles,
@@ -265,11 +301,13 @@ impl Model {
                 &rows.attention,
                 n,
             );
-            let x = &rows.x;
-            project(&mut r, &rows.attention, None, to_out, x, (n, by), Into::Add);
+            let attention = rows.ordered(&mut r, &rows.attention, &layer.out, n);
+            project(&mut r, attention, None, to_out, &rows.x, (n, by), Into::Add);
             let before = norm(&layer.feed_forward_norm);
+            let x = rows.ordered(&mut r, &rows.x, &layer.gate_up, n);
             gate_up(&mut r, x, before, to_hidden, &rows.hidden, (n, by));
-            project(&mut r, &rows.hidden, None, to_x, x, (n, by), Into::Add);
+            let hidden = rows.ordered(&mut r, &rows.hidden, &layer.down, n);
+            project(&mut r, hidden, None, to_x, &rows.x, (n, by), Into::Add);
         }
         let n_wanted = plan.wanted.len();
         if n_wanted > 0 {
@@ -330,7 +368,16 @@ impl Model {
         scratch.rows = None;
         let (c, n) = (&self.config, n.next_power_of_two());
         let wide = |cols: usize| self.device.tensor(&[n, cols], DType::F32);
+        let mut widths = vec![
+            padded(c.hidden_size),
+            c.q_size(),
+            padded(c.intermediate_size),
+        ];
+        widths.sort_unstable();
+        widths.dedup();
+        widths.retain(|_| self.weights.has_order());
         let rows = Rows {
+            ordered: widths.into_iter().map(wide).collect::<Result<_>>()?,
             x: wide(padded(c.hidden_size))?,
             qkv: wide(c.q_size() + 2 * c.kv_size())?,
             q: self
@@ -384,6 +431,11 @@ impl Model {
 }
 
 impl Scratch {
+    /// The tokens of the last pass that was recorded, one for each row.
+    pub fn tokens(&self) -> Option<&Tensor> {
+        self.inputs[0].as_ref()
+    }
+
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
     pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()

@@ -1,10 +1,12 @@
 //! A model folder: what it says about itself, and the tensors it holds.
 //!
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
-//! what a weight file says about itself, `weights` finds the tensors and reads them in pieces, and
-//! `tensors` holds which of them a model needs. Any of these files may be damaged or hostile: the
+//! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
+//! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
+//! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
+mod bytes;
 pub mod config;
 pub mod engine;
 pub mod families;
@@ -12,6 +14,11 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+pub mod memory;
+pub mod quant;
+pub mod quantize;
+mod random;
+pub mod shapes;
 pub mod tensors;
 pub mod weights;
 
@@ -20,10 +27,11 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use config::{Config, GenerationConfig, Rope, RopeKind};
-pub use engine::Engine;
+pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
-pub use tensors::{Group, TensorMap, Want};
+pub use random::RandomWeights;
+pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;
 
 use crate::{Result, TokenId};
@@ -132,7 +140,7 @@ impl ModelFiles {
 const PIECE: usize = 64 << 10;
 
 /// Opens a model folder and reads every tensor that the model needs once, in pieces of 64 KiB,
-/// looking for numbers that are not finite.
+/// looking for numbers that are not finite, and for orders of channels that are none.
 ///
 /// # Errors
 /// As [`ModelFiles::open`], and if a weight is NaN or infinite or its file ends early.
@@ -142,6 +150,9 @@ pub fn check(dir: impl AsRef<Path>) -> Result<ModelFiles> {
         files
             .checkpoint
             .read_pieces(&want.name, PIECE, |_, _| Ok(()))?;
+    }
+    for packed in files.tensors.all_packed() {
+        files.checkpoint.order(packed)?;
     }
     Ok(files)
 }

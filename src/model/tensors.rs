@@ -1,12 +1,14 @@
 //! The tensors that a model needs: their names, their shapes, and which of them exist.
 //!
 //! A tensor that would have to change the computation and does not is refused, so that a model is
-//! either computed as it was made or not at all.
+//! either computed as it was made or not at all. Which matrices are quantised is seen from the tensors,
+//! one by one: lists of exceptions in published configs are known to be wrong.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::config::Config;
 use super::json::shown;
+use super::quant::{Format, Packed, Role};
 use super::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -27,6 +29,17 @@ pub enum Group {
     Head,
 }
 
+/// What the elements of a tensor may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// F32, F16 or BF16.
+    Float,
+    /// I32: packed codes, or small numbers.
+    Words,
+    /// I32 or I64.
+    Counts,
+}
+
 /// A tensor that a model needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -36,6 +49,8 @@ pub struct Want {
     pub shape: Vec<usize>,
     /// What it depends on.
     pub group: Group,
+    /// What its elements may be.
+    pub kind: Kind,
 }
 
 /// The name of a tensor of a layer: `layer_name(2, "mlp.up_proj.weight")`.
@@ -71,6 +86,7 @@ pub fn layer_tensors(config: &Config, layer: usize) -> Vec<Want> {
         name: layer_name(layer, name),
         shape: shape.to_vec(),
         group,
+        kind: Kind::Float,
     };
     table.into_iter().map(want).collect()
 }
@@ -81,6 +97,7 @@ pub fn all_tensors(config: &Config) -> Vec<Want> {
         name: name.to_owned(),
         shape: shape.to_vec(),
         group,
+        kind: Kind::Float,
     };
     let (vocab, h) = (config.vocab_size, config.hidden_size);
     let mut all = vec![outer(EMBED, &[vocab, h], Group::Always)];
@@ -104,6 +121,8 @@ pub const HEAD: &str = "lm_head.weight";
 pub struct TensorMap {
     wants: Vec<Want>,
     groups: HashSet<Group>,
+    /// Quantised matrices, by the name that they have in float.
+    packed: BTreeMap<String, Packed>,
 }
 
 impl TensorMap {
@@ -131,7 +150,8 @@ impl TensorMap {
             groups.insert(Group::Head);
         }
 
-        let known: HashSet<&str> = all.iter().map(|w| w.name.as_str()).collect();
+        let (mut wants, packed) = unpack(config, checkpoint, all)?;
+        let known: HashSet<&str> = wants.iter().map(|w| w.name.as_str()).collect();
         for (name, entry) in checkpoint.tensors() {
             if known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq") {
                 continue;
@@ -139,21 +159,20 @@ impl TensorMap {
             let path = checkpoint.path_of(entry);
             if name.starts_with("model.") || name.starts_with("lm_head.") {
                 let what = format!("tensor {}", shown(name));
-                let advice = format!(
-                    "a {} model of {} layers has none of this name",
-                    config.family.model_type, config.n_layers
-                );
-                return Err(Error::unsupported(path, what, advice));
+                return Err(Error::unsupported(path, what, advice(config, name)));
             }
             log::warn!("{}: {name} is ignored", path.display());
         }
 
-        let mut wants = all;
         wants.retain(|want| groups.contains(&want.group));
         for want in &wants {
-            checkpoint.expect(&want.name, &[&want.shape])?;
+            checkpoint.expect(want)?;
         }
-        Ok(Self { wants, groups })
+        Ok(Self {
+            wants,
+            groups,
+            packed,
+        })
     }
 
     /// The tensors that the model needs, in the order of computation.
@@ -170,4 +189,93 @@ impl TensorMap {
     pub fn is_tied(&self) -> bool {
         !self.has(Group::Head)
     }
+
+    /// How a matrix is packed, by the name that it has in float; none if it is float.
+    pub fn packed(&self, name: &str) -> Option<&Packed> {
+        self.packed.get(name)
+    }
+
+    /// Every quantised matrix.
+    pub fn all_packed(&self) -> impl Iterator<Item = &Packed> {
+        self.packed.values()
+    }
+}
+
+/// Ends of the names of codes.
+const CODES: [&str; 2] = ["qweight", "weight_packed"];
+
+/// What to do about a tensor that no model of this kind has.
+fn advice(config: &Config, name: &str) -> String {
+    let codes = CODES.iter().any(|end| name.ends_with(end));
+    if codes && config.quantised.is_none() {
+        return "config.json does not say how it is quantised".into();
+    }
+    if codes {
+        return "only the matrices of layers are read quantised, in the format that config.json names"
+            .into();
+    }
+    format!(
+        "a {} model of {} layers has none of this name",
+        config.family.model_type, config.n_layers
+    )
+}
+
+/// Puts the tensors of a packed matrix in place of the float one, wherever the checkpoint has them.
+fn unpack(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    all: Vec<Want>,
+) -> Result<(Vec<Want>, BTreeMap<String, Packed>)> {
+    let Some(scheme) = config.quantised else {
+        return Ok((all, BTreeMap::new()));
+    };
+    let (mut wants, mut matrices) = (Vec::with_capacity(all.len()), BTreeMap::new());
+    for want in all {
+        let stem = want.name.strip_suffix(".weight");
+        let (Some(stem), &[n, k], Group::Always) = (stem, &want.shape[..], want.group) else {
+            wants.push(want);
+            continue;
+        };
+        let mut packed = Packed {
+            stem: stem.to_owned(),
+            n,
+            k,
+            scheme,
+            has_order: false,
+        };
+        let name = |role| packed.name(role);
+        let there = |role| checkpoint.tensors().get(&name(role));
+        // Any of them: then the others are missing.
+        let found = there(Role::Codes).or_else(|| there(Role::Scales));
+        let codes = name(Role::Codes);
+        let Some(entry) = found.filter(|_| want.name != EMBED) else {
+            wants.push(want);
+            continue;
+        };
+        if checkpoint.tensors().contains_key(&want.name) {
+            let problem = format!("is there beside {}: which of them counts?", want.name);
+            return Err(Error::bad(checkpoint.path_of(entry), codes, problem));
+        }
+        if let Some((what, advice)) = packed.unfit() {
+            let what = format!("{codes} with {what}");
+            return Err(Error::unsupported(checkpoint.path_of(entry), what, advice));
+        }
+        let order = packed.name(Role::Order);
+        packed.has_order = scheme.needs_order
+            || scheme.format != Format::Awq && checkpoint.tensors().contains_key(&order);
+        for (role, shape) in packed.tensors() {
+            wants.push(Want {
+                name: packed.name(role),
+                shape,
+                group: want.group,
+                kind: match role {
+                    Role::Scales => Kind::Float,
+                    Role::Shape => Kind::Counts,
+                    Role::Codes | Role::Zeros | Role::Order => Kind::Words,
+                },
+            });
+        }
+        matrices.insert(want.name, packed);
+    }
+    Ok((wants, matrices))
 }

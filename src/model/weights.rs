@@ -16,16 +16,18 @@ use sha2::{Digest, Sha256};
 
 use super::header::{Dtype, Entry, Header, MAX_HEADER, MAX_TENSORS, TextsSeed, header_len};
 use super::json::{self, shown};
+use super::quant::{Packed, Role};
+use super::tensors::{Kind, Want};
 use crate::{Error, Result};
 
 /// Files that the weights may be spread over; each is kept open.
 const MAX_SHARDS: usize = 512;
 
 /// Name of the file that holds all weights, if there is one.
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 
 /// Name of the file that says which weights are where, if there are several.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// One weight file.
 #[derive(Debug)]
@@ -197,6 +199,11 @@ impl Checkpoint {
         self.shards.iter().map(|s| s.path.as_path())
     }
 
+    /// The folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// SHA-256 over the length and the header of each file.
     pub(super) fn digest(&self) -> &[u8; 32] {
         &self.digest
@@ -215,29 +222,34 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor of a name, if it is in float and has one of the shapes.
+    /// The tensor that a model wants, if it is there, of its kind and of its shape.
     ///
     /// # Errors
-    /// If it is missing, has another shape, or is not in F32, F16 or BF16.
-    pub fn expect(&self, name: &str, shapes: &[&[usize]]) -> Result<&Entry> {
-        let wanted = || {
-            let shapes: Vec<_> = shapes.iter().map(|s| format!("{s:?}")).collect();
-            shapes.join(" or ")
-        };
+    /// If it is missing, has another shape, or its elements are of another type.
+    pub fn expect(&self, want: &Want) -> Result<&Entry> {
+        let (name, shape) = (&want.name, &want.shape);
         let Some(entry) = self.tensors.get(name) else {
-            let problem = format!("is missing; the model needs it in shape {}", wanted());
+            let problem = format!("is missing; the model needs it in shape {shape:?}");
             return Err(Error::bad(self.main_path(), name, problem));
         };
         let path = self.path_of(entry);
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::unsupported(
-                path,
-                format!("tensor {name} in {}", entry.dtype),
+        let (of_kind, advice) = match want.kind {
+            Kind::Float => (
+                matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16),
                 "this version reads F32, F16 and BF16; use the float checkpoint",
-            ));
+            ),
+            Kind::Words => (entry.dtype == Dtype::I32, "it is read in I32"),
+            Kind::Counts => (
+                matches!(entry.dtype, Dtype::I32 | Dtype::I64),
+                "it is read in I32 and I64",
+            ),
+        };
+        if !of_kind {
+            let what = format!("tensor {name} in {}", entry.dtype);
+            return Err(Error::unsupported(path, what, advice));
         }
-        if !shapes.contains(&entry.shape.as_slice()) {
-            let problem = format!("expected shape {}, found {:?}", wanted(), entry.shape);
+        if *shape != entry.shape {
+            let problem = format!("expected shape {shape:?}, found {:?}", entry.shape);
             return Err(Error::bad(path, name, problem));
         }
         Ok(entry)
@@ -307,6 +319,52 @@ impl Checkpoint {
             at += n as u64;
         }
         Ok(())
+    }
+
+    /// The order in which the channels of a quantised matrix are stored, as [`Packed::order`] gives it,
+    /// after a check of what the file says of the matrix's shape.
+    ///
+    /// # Errors
+    /// If the files cannot be read or contradict themselves.
+    pub fn order(&self, packed: &Packed) -> Result<Option<Vec<u32>>> {
+        let mut order = None;
+        for (role, shape) in packed.tensors() {
+            let name = packed.name(role);
+            match role {
+                Role::Shape => {
+                    let said = self.integers(&name)?;
+                    if said != [packed.n as u64, packed.k as u64].map(u64::cast_signed) {
+                        let problem = format!("is {said:?}, expected {:?}", [packed.n, packed.k]);
+                        return Err(Error::bad(self.path_of(self.entry(&name)?), name, problem));
+                    }
+                }
+                Role::Order => {
+                    let mut bytes = Vec::new();
+                    self.read_rows(&name, 0, shape[0], &mut bytes)?;
+                    let group_of: Vec<i32> = bytemuck::pod_collect_to_vec(&bytes);
+                    order = packed.order(&group_of).map_err(|(at, problem)| {
+                        let path = self.entry(&name).map(|e| self.path_of(e).to_owned());
+                        let problem = format!("element {at}: {problem}");
+                        path.map_or_else(|e| e, |path| Error::bad(path, &name, problem))
+                    })?;
+                }
+                _ => {}
+            }
+        }
+        Ok(order)
+    }
+
+    /// The elements of a small tensor of integers.
+    fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        let entry = self.entry(name)?;
+        let mut bytes = Vec::new();
+        self.read_rows(name, 0, entry.n_rows(), &mut bytes)?;
+        Ok(if entry.dtype == Dtype::I64 {
+            bytemuck::pod_collect_to_vec(&bytes)
+        } else {
+            let narrow: Vec<i32> = bytemuck::pod_collect_to_vec(&bytes);
+            narrow.into_iter().map(i64::from).collect()
+        })
     }
 
     fn read_at(&self, entry: &Entry, name: &str, at: u64, bytes: &mut [u8]) -> Result<()> {

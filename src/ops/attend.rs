@@ -14,18 +14,20 @@
     reason = "what is not in line is not compiled for the instruction set of the dispatch"
 )]
 
+use std::collections::BTreeSet;
+
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output, words};
 use super::dot::{ARCH, dot_products, widen};
-use super::place::{Arena, rotate};
+use super::place::Arena;
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Bound, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
-    Wgsl,
+    Args, Bound, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance,
+    View, Wgsl,
 };
 
 /// Most keys of a tile.
@@ -77,6 +79,7 @@ pub static OP: Op = Op {
                     let heads = Geometry::of(p.head_dim, gqa).heads();
                     [p.n_work, p.n_kv_heads, gqa.div_ceil(heads)]
                 },
+                loads: Some(loads),
             }),
             fits: fits_wgsl,
         },
@@ -179,6 +182,45 @@ fn fits_wgsl(d: &Dispatch, caps: &Caps) -> bool {
     // Two lines of scores for each query, and the places of the keys.
     let bytes = geometry.rows * geometry.heads() * (2 * 17 * 16 + 4) + 3 * 4 * u32_of(SPLIT);
     fits(d, caps) && caps.subgroup.0 >= 4 && bytes <= caps.workgroup_bytes
+}
+
+/// What a workgroup loads: keys and values of its split for one KV head, the queries of its rows and heads,
+/// and an angle for each row and block.
+fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let p: Params = d.params.get();
+    let [tiles, work, pair_rows, locations] = [0, 1, 2, 3].map(|i| ints.get(&d.args[i]));
+    let item: Vec<usize> = work[group[0] as usize * 4..][..4]
+        .iter()
+        .map(|&n| n as usize)
+        .collect();
+    let tiles = &tiles[item[0] * 4..item[1] * 4];
+    let keys: usize = tiles.chunks_exact(4).map(|t| keys_and_start(t).0).sum();
+    let rows: BTreeSet<u32> = pair_rows[item[2]..][..item[3]].iter().copied().collect();
+    let blocks: BTreeSet<u32> = tiles.chunks_exact(4).map(|t| t[3]).collect();
+    let at = |block: u32, row: u32| locations[(block * p.n_rows + row) as usize].cast_signed();
+    let angles: BTreeSet<i32> = blocks
+        .iter()
+        .flat_map(|&block| rows.iter().map(move |&row| at(block, row).max(0)))
+        .collect();
+    let gqa = p.n_heads / p.n_kv_heads;
+    let heads = Geometry::of(p.head_dim, gqa).heads();
+    let heads = heads.min(gqa - group[2] * heads) as usize;
+    let head = p.head_dim as usize * 4;
+    let arena = keys * p.head_dim as usize * d.args[6].dtype().size();
+    [
+        tiles.len() * 4,
+        16,
+        item[3] * 4,
+        blocks.len() * rows.len() * 4,
+        angles.len() * head,
+        rows.len() * heads * head,
+        arena,
+        arena,
+        0,
+        0,
+    ]
+    .map(|bytes| bytes as u64)
+    .to_vec()
 }
 
 /// What is attended to, as numbers: see `cache::plan`.
@@ -411,6 +453,7 @@ impl Inputs<'_> {
         }
         let mut rotated = vec![0.0; rows.len() * gqa * dim];
         let (mut keys, mut values) = (vec![0.0; TILE * dim], vec![0.0; TILE * dim]);
+        let mut angles = vec![0.0; dim];
         let mut block = u32::MAX;
         for tile in self.tiles[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4) {
             let location =
@@ -419,11 +462,17 @@ impl Inputs<'_> {
                 block = tile[3];
                 for (row, to) in rows.iter().zip(rotated.chunks_exact_mut(gqa * dim)) {
                     let from = (*row as usize * heads + kv_head * gqa) * dim;
-                    to.copy_from_slice(&self.q[from..from + gqa * dim]);
                     let at = usize::try_from(location(*row)).unwrap_or(0) * dim;
-                    for head in to.chunks_exact_mut(dim) {
-                        rotate(head, &self.angles[at..at + dim]);
+                    let (cos, sin) = angles.split_at_mut(dim / 2);
+                    let pairs = self.angles[at..at + dim].chunks_exact(2);
+                    for ((cos, sin), pair) in cos.iter_mut().zip(sin).zip(pairs) {
+                        (*cos, *sin) = (pair[0], pair[1]);
                     }
+                    ARCH.dispatch(Rotate {
+                        from: &self.q[from..from + gqa * dim],
+                        to,
+                        angles: &angles,
+                    });
                 }
             }
             let (n_keys, _) = keys_and_start(tile);
@@ -445,6 +494,39 @@ impl Inputs<'_> {
                     partial,
                     stats,
                 });
+            }
+        }
+    }
+}
+
+/// Heads, rotated by the cosines and then the sines of one location.
+struct Rotate<'a> {
+    from: &'a [f32],
+    to: &'a mut [f32],
+    angles: &'a [f32],
+}
+
+impl WithSimd for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let half = self.angles.len() / 2;
+        let (cos, sin) = self.angles.split_at(half);
+        let ((cos, cos_tail), (sin, sin_tail)) = (S::as_simd_f32s(cos), S::as_simd_f32s(sin));
+        let heads = self.from.chunks_exact(2 * half);
+        for (from, to) in heads.zip(self.to.chunks_exact_mut(2 * half)) {
+            let ((a, b), (x, y)) = (from.split_at(half), to.split_at_mut(half));
+            let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+            let ((x, x_tail), (y, y_tail)) = (S::as_mut_simd_f32s(x), S::as_mut_simd_f32s(y));
+            for i in 0..x.len() {
+                x[i] =
+                    simd.mul_add_e_f32s(a[i], cos[i], simd.neg_f32s(simd.mul_f32s(b[i], sin[i])));
+                y[i] = simd.mul_add_e_f32s(b[i], cos[i], simd.mul_f32s(a[i], sin[i]));
+            }
+            for i in 0..x_tail.len() {
+                x_tail[i] = a_tail[i] * cos_tail[i] - b_tail[i] * sin_tail[i];
+                y_tail[i] = b_tail[i] * cos_tail[i] + a_tail[i] * sin_tail[i];
             }
         }
     }

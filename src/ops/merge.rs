@@ -8,7 +8,7 @@ use super::case::{Rng, case, floats, output, words};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl, always,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
 };
 
 /// The op.
@@ -36,13 +36,14 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads, 1]
                 },
+                loads: Some(loads),
             }),
             fits,
         },
         Kernel {
             name: "head",
             run: Run::Cpu(by_head),
-            fits: always,
+            fits,
         },
     ],
     cases,
@@ -61,6 +62,15 @@ struct Params {
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
     p.head_dim.is_multiple_of(4) && p.head_dim <= 512
+}
+
+/// What a workgroup loads: its row's partials of its head, with their places and states. A lane comes back to
+/// a state after few other loads.
+fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let dim = u64::from(d.params.get::<Params>().head_dim);
+    let ranges = &ints.get(&d.args[0])[group[0] as usize..][..2];
+    let n = u64::from(ranges[1] - ranges[0]);
+    vec![8, n * 4, n * dim * 4, n * 8, 0]
 }
 
 /// Records the merge for `n_rows` rows.

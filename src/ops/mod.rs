@@ -7,13 +7,19 @@
 
 pub mod attend;
 pub mod embed;
+pub mod expert_down;
+pub mod expert_up;
+pub mod fill;
 pub mod gate_up;
+pub mod gather;
 pub mod linear;
 pub mod merge;
 pub mod place;
 pub mod project;
 pub mod qkv;
 pub mod rms_norm;
+pub mod route;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -25,13 +31,19 @@ use crate::device::Op;
 pub static OPS: &[&Op] = &[
     &embed::OP,
     &rms_norm::OP,
+    &gather::OP,
     &qkv::OP,
     &project::OP,
     &place::OP,
     &attend::OP,
     &merge::OP,
     &gate_up::OP,
+    &route::OP,
+    &expert_up::OP,
+    &expert_down::OP,
     &select_rows::OP,
+    &sample::OP,
+    &fill::OP,
 ];
 
 /// Most rows that a column kernel serves at once; more rows take another group.

@@ -11,5 +11,6 @@
 )]
 
 pub mod golden;
+pub mod packed;
 pub mod textbook;
 pub mod tiny;

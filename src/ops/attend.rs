@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output, words};
 use super::dot::{ARCH, dot_products, widen};
-use super::place::{Arena, rotate};
+use super::place::Arena;
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
@@ -453,6 +453,7 @@ impl Inputs<'_> {
         }
         let mut rotated = vec![0.0; rows.len() * gqa * dim];
         let (mut keys, mut values) = (vec![0.0; TILE * dim], vec![0.0; TILE * dim]);
+        let mut angles = vec![0.0; dim];
         let mut block = u32::MAX;
         for tile in self.tiles[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4) {
             let location =
@@ -461,11 +462,17 @@ impl Inputs<'_> {
                 block = tile[3];
                 for (row, to) in rows.iter().zip(rotated.chunks_exact_mut(gqa * dim)) {
                     let from = (*row as usize * heads + kv_head * gqa) * dim;
-                    to.copy_from_slice(&self.q[from..from + gqa * dim]);
                     let at = usize::try_from(location(*row)).unwrap_or(0) * dim;
-                    for head in to.chunks_exact_mut(dim) {
-                        rotate(head, &self.angles[at..at + dim]);
+                    let (cos, sin) = angles.split_at_mut(dim / 2);
+                    let pairs = self.angles[at..at + dim].chunks_exact(2);
+                    for ((cos, sin), pair) in cos.iter_mut().zip(sin).zip(pairs) {
+                        (*cos, *sin) = (pair[0], pair[1]);
                     }
+                    ARCH.dispatch(Rotate {
+                        from: &self.q[from..from + gqa * dim],
+                        to,
+                        angles: &angles,
+                    });
                 }
             }
             let (n_keys, _) = keys_and_start(tile);
@@ -487,6 +494,39 @@ impl Inputs<'_> {
                     partial,
                     stats,
                 });
+            }
+        }
+    }
+}
+
+/// Heads, rotated by the cosines and then the sines of one location.
+struct Rotate<'a> {
+    from: &'a [f32],
+    to: &'a mut [f32],
+    angles: &'a [f32],
+}
+
+impl WithSimd for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let half = self.angles.len() / 2;
+        let (cos, sin) = self.angles.split_at(half);
+        let ((cos, cos_tail), (sin, sin_tail)) = (S::as_simd_f32s(cos), S::as_simd_f32s(sin));
+        let heads = self.from.chunks_exact(2 * half);
+        for (from, to) in heads.zip(self.to.chunks_exact_mut(2 * half)) {
+            let ((a, b), (x, y)) = (from.split_at(half), to.split_at_mut(half));
+            let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+            let ((x, x_tail), (y, y_tail)) = (S::as_mut_simd_f32s(x), S::as_mut_simd_f32s(y));
+            for i in 0..x.len() {
+                x[i] =
+                    simd.mul_add_e_f32s(a[i], cos[i], simd.neg_f32s(simd.mul_f32s(b[i], sin[i])));
+                y[i] = simd.mul_add_e_f32s(b[i], cos[i], simd.mul_f32s(a[i], sin[i]));
+            }
+            for i in 0..x_tail.len() {
+                x_tail[i] = a_tail[i] * cos_tail[i] - b_tail[i] * sin_tail[i];
+                y_tail[i] = b_tail[i] * cos_tail[i] + a_tail[i] * sin_tail[i];
             }
         }
     }

@@ -9,7 +9,6 @@ use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
     Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
-    always,
 };
 
 /// The op.
@@ -44,7 +43,7 @@ pub static OP: Op = Op {
         Kernel {
             name: "head",
             run: Run::Cpu(by_head),
-            fits: always,
+            fits,
         },
     ],
     cases,
@@ -60,19 +59,18 @@ struct Params {
     head_dim: u32,
 }
 
-/// What a workgroup loads: its row's partials of its head once, their places and states again where there are
-/// more than are weighed at once.
+fn fits(d: &Dispatch, _: &Caps) -> bool {
+    let p: Params = d.params.get();
+    p.head_dim.is_multiple_of(4) && p.head_dim <= 512
+}
+
+/// What a workgroup loads: its row's partials of its head, with their places and states. A lane comes back to
+/// a state after few other loads.
 fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
     let dim = u64::from(d.params.get::<Params>().head_dim);
     let ranges = &ints.get(&d.args[0])[group[0] as usize..][..2];
     let n = u64::from(ranges[1] - ranges[0]);
-    let states = n + n.saturating_sub(512);
-    vec![8, states * 4, n * dim * 4, states * 8, 0]
-}
-
-fn fits(d: &Dispatch, _: &Caps) -> bool {
-    let p: Params = d.params.get();
-    p.head_dim.is_multiple_of(4) && p.head_dim <= 512
+    vec![8, n * 4, n * dim * 4, n * 8, 0]
 }
 
 /// Records the merge for `n_rows` rows.

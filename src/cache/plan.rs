@@ -67,20 +67,27 @@ pub struct Plan {
     /// Slot of the first key, its index in the block, keys plus 65,536 times the keys of the split that
     /// come before, block; `[n_tiles, 4]`.
     pub tiles: Vec<u32>,
-    /// First tile, end of the tiles, first pair, pairs; `[n_work, 4]`.
-    pub work: Vec<u32>,
-    /// The row of each pair of a split and a row that sees it.
-    pub pair_rows: Vec<u32>,
     /// Location of each row in each block, negative where it does not see it; `[n_blocks, n_rows]`.
     pub locations: Vec<i32>,
-    /// Where in `order` each row's pairs begin; `[n_rows + 1]`.
-    pub ranges: Vec<u32>,
-    /// Pairs of each row, in the order of its view.
-    pub order: Vec<u32>,
     /// Rows whose logits are wanted.
     pub wanted: Vec<u32>,
     /// Position of each row in its view.
     pub positions: Vec<u32>,
+    /// Who attends to what, for each of the windows that were asked for.
+    pub sights: Vec<Sight>,
+}
+
+/// Which rows attend to which splits, where they see a number of tokens or all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// First tile, end of the tiles, first pair, pairs; `[n_work, 4]`.
+    pub work: Vec<u32>,
+    /// The row of each pair of a split and a row that sees it.
+    pub pair_rows: Vec<u32>,
+    /// Where in `order` each row's pairs begin; `[n_rows + 1]`.
+    pub ranges: Vec<u32>,
+    /// Pairs of each row, in the order of its view.
+    pub order: Vec<u32>,
     /// Most pairs of a work item.
     pub most_pairs: usize,
 }
@@ -90,7 +97,9 @@ impl Plan {
     pub fn n_rows(&self) -> usize {
         self.tokens.len()
     }
+}
 
+impl Sight {
     /// Work items.
     pub fn n_work(&self) -> usize {
         self.work.len() / 4
@@ -103,28 +112,34 @@ impl Plan {
 }
 
 /// Blocks that are cut into splits as one: a history, or another block. The rows that see them all see the
-/// same splits, but for those that write the block.
+/// same splits, but for those that write the block, and but for their windows.
 struct Run<'a> {
     blocks: &'a [BlockId],
+    keys: usize,
     /// Tiles of each split.
     splits: Vec<Range<usize>>,
-    visits: Vec<Visit>,
+    /// Who sees it: indices of visits.
+    visits: Vec<usize>,
 }
 
 /// The rows of a turn that see a run.
 struct Visit {
+    run: usize,
     rows: Range<usize>,
-    /// Splits of other runs that come before in their view.
-    before: usize,
+    /// Tokens that come before the run in their view.
+    start: usize,
     /// If they write the run's block, the index of the first of them there: a row sees no key behind its own.
     writes: Option<usize>,
 }
 
-impl Visit {
-    /// Splits of the run that the `i`th row sees, of `n`.
-    fn seen(&self, i: usize, n: usize) -> usize {
-        self.writes.map_or(n, |first| (first + i) / SPLIT + 1)
-    }
+/// What a row sees of a run.
+struct Span {
+    /// Its splits.
+    splits: Range<usize>,
+    /// How many keys of the run come before the first that it sees.
+    first: usize,
+    /// Splits of other runs that come before in the row's order.
+    before: u32,
 }
 
 /// What is known of a block, once a view holds it.
@@ -141,22 +156,24 @@ struct Known {
 /// Plans a pass. The blocks have been extended by the batch's tokens already, all of them: within a
 /// pass every worker's new tokens are visible to the others.
 ///
-/// `rows_per_work` is the most rows that one work item serves. The work grows with the tiles, the blocks of
-/// all views and the pairs.
+/// `rows_per_work` is the most rows that one work item serves. A [`Sight`] is made for each of `windows`: how
+/// many tokens a row sees, its own included; none stands for all. Tiles that lie outside the windows of all
+/// rows are in no work item. The work grows with the tiles, the blocks of all views and the pairs.
 ///
 /// # Panics
-/// If two turns write the same block, or a turn has no token or no block.
-pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
+/// If two turns write the same block, a turn has no token or no block, or a window is zero.
+pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize, windows: &[Option<usize>]) -> Plan {
     let mut out = Plan::default();
     let n_rows = batch.n_rows();
     let ids = batch.turns.iter().flat_map(|turn| &turn.view.0);
     let n_ids = ids.map(|b| b.0 as usize + 1).max().unwrap_or(0);
     let mut known: Vec<Option<Known>> = vec![None; n_ids];
     let mut runs: Vec<Run<'_>> = Vec::new();
+    // In the order of the rows' views, turn by turn.
+    let mut visits: Vec<Visit> = Vec::new();
     // Indices of the runs that are histories; workers mostly share one.
     let mut histories: Vec<usize> = Vec::new();
     let mut first_row = 0;
-    out.ranges.push(0);
     for turn in &batch.turns {
         let n = turn.tokens.len();
         let rows = first_row..first_row + n;
@@ -202,14 +219,18 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
         // The history is one run of splits, every other block has its own.
         let closed = view.iter().take_while(|&&b| pages.is_closed(b)).count();
         let (history, others) = view.split_at(closed);
-        let mut before = 0;
-        let mut visit = |run: &mut Run<'_>, writes: Option<usize>| {
-            run.visits.push(Visit {
-                rows: rows.clone(),
-                before,
+        let mut start = 0;
+        let mut visit = |runs: &mut [Run<'_>], run: usize, writes: Option<usize>| {
+            let run_of = &mut runs[run];
+            run_of.visits.push(visits.len());
+            let rows = rows.clone();
+            visits.push(Visit {
+                run,
+                rows,
+                start,
                 writes,
             });
-            before += run.splits.len();
+            start += run_of.keys;
         };
         if !history.is_empty() {
             let same = |&&run: &&usize| runs[run].blocks == history;
@@ -218,7 +239,7 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
                 histories.push(runs.len() - 1);
                 runs.len() - 1
             });
-            visit(&mut runs[run], None);
+            visit(&mut runs, run, None);
         }
         for block in others.chunks(1) {
             let id = block[0].0 as usize;
@@ -228,51 +249,90 @@ pub fn plan(pages: &Pages, batch: &Batch, rows_per_work: usize) -> Plan {
                 known[id].as_mut().expect("seen above").run = Some(run);
                 run
             });
-            visit(
-                &mut runs[run as usize],
-                (block[0] == own).then_some(own_first),
-            );
-        }
-        // The own block is the last: of its splits a row sees those that begin at or before its token.
-        let run = known[own.0 as usize]
-            .and_then(|known| known.run)
-            .expect("it is open");
-        let own_visit = runs[run as usize].visits.last().expect("just now");
-        for i in 0..n {
-            let pairs = own_visit.before + own_visit.seen(i, 0);
-            out.ranges.push(out.ranges[first_row + i] + u32_of(pairs));
+            let writes = (block[0] == own).then_some(own_first);
+            visit(&mut runs, run as usize, writes);
         }
         first_row += n;
     }
-    pair(&runs, rows_per_work, &mut out);
+    let sight = |&window| sight(&runs, &visits, &out, window, rows_per_work);
+    out.sights = windows.iter().map(sight).collect();
     out
 }
 
-/// Makes the work items: every split with the rows that see it, at most `rows_per_work` at once.
-fn pair(runs: &[Run<'_>], rows_per_work: usize, out: &mut Plan) {
-    out.order = vec![0; *out.ranges.last().expect("starts with zero") as usize];
-    out.pair_rows.reserve(out.order.len());
+/// Makes the work items of a window: every split with the rows that see some of it, at most `rows_per_work`
+/// at once.
+fn sight(
+    runs: &[Run<'_>],
+    visits: &[Visit],
+    plan: &Plan,
+    window: Option<usize>,
+    rows_per_work: usize,
+) -> Sight {
+    assert_ne!(window, Some(0), "a row sees itself");
+    let mut out = Sight::default();
+    let mut seen = vec![0; plan.n_rows()];
+    let spans: Vec<Vec<Span>> = visits
+        .iter()
+        .map(|visit| {
+            let run = &runs[visit.run];
+            let of_row = |(i, row): (usize, usize)| {
+                // The first key behind what the row sees.
+                let end = visit.writes.map_or(run.keys, |first| first + i + 1);
+                let after = plan.positions[row] as usize + 1;
+                let outside = window.map_or(0, |window| after.saturating_sub(window));
+                let first = outside.saturating_sub(visit.start);
+                let splits = first.min(end) / SPLIT..end.div_ceil(SPLIT);
+                let splits = if first < end { splits } else { 0..0 };
+                let before = seen[row];
+                seen[row] += u32_of(splits.len());
+                Span {
+                    splits,
+                    first,
+                    before,
+                }
+            };
+            visit.rows.clone().enumerate().map(of_row).collect()
+        })
+        .collect();
+    out.ranges.push(0);
+    for pairs in seen {
+        out.ranges.push(out.ranges[out.ranges.len() - 1] + pairs);
+    }
+    let n_pairs = out.ranges[out.ranges.len() - 1] as usize;
+    out.order = vec![0; n_pairs];
+    out.pair_rows.reserve(n_pairs);
+    // Of each pair of a split, how many of its keys come before the first that the row sees.
+    let mut skipped = Vec::new();
     for run in runs {
         for (nth, split) in run.splits.iter().enumerate() {
             let mut first_pair = out.pair_rows.len();
-            for visit in &run.visits {
-                for (i, row) in visit.rows.clone().enumerate() {
-                    if nth < visit.seen(i, run.splits.len()) {
-                        let place = out.ranges[row] as usize + visit.before + nth;
-                        out.order[place] = u32_of(out.pair_rows.len());
+            skipped.clear();
+            for &visit in &run.visits {
+                for (row, span) in visits[visit].rows.clone().zip(&spans[visit]) {
+                    if span.splits.contains(&nth) {
+                        let place = out.ranges[row] + span.before + u32_of(nth - span.splits.start);
+                        out.order[place as usize] = u32_of(out.pair_rows.len());
                         out.pair_rows.push(u32_of(row));
+                        skipped.push(span.first.saturating_sub(nth * SPLIT));
                     }
                 }
             }
-            while first_pair < out.pair_rows.len() {
-                let n = rows_per_work.min(out.pair_rows.len() - first_pair);
-                let item = [split.start, split.end, first_pair, n];
-                out.work.extend(item.map(u32_of));
+            for skipped in skipped.chunks(rows_per_work) {
+                let n = skipped.len();
+                let outside = skipped.iter().copied().min().unwrap_or(0);
+                let is_outside = |tile: &usize| {
+                    let keys_and_start = plan.tiles[tile * 4 + 2] as usize;
+                    (keys_and_start >> 16) + (keys_and_start & 0xffff) <= outside
+                };
+                let first = split.start + split.clone().take_while(is_outside).count();
+                out.work
+                    .extend([first, split.end, first_pair, n].map(u32_of));
                 out.most_pairs = out.most_pairs.max(n);
                 first_pair += n;
             }
         }
     }
+    out
 }
 
 /// Cuts blocks into splits of [`SPLIT`] keys, each a list of tiles within pages.
@@ -307,6 +367,7 @@ fn cut<'a>(
     }
     Run {
         blocks,
+        keys: blocks.iter().map(|&b| pages.len(b)).sum(),
         splits,
         visits: Vec::new(),
     }
@@ -339,6 +400,7 @@ mod tests {
                 turns: vec![turn(&[block], 2)],
             },
             16,
+            &[None],
         );
         assert_eq!(plan.positions, [598, 599], "the last two positions");
         assert_eq!(
@@ -346,10 +408,14 @@ mod tests {
             [598, 599],
             "in one block the location is the position"
         );
-        assert_eq!(plan.n_work(), 3, "600 keys are three splits of 256");
-        assert_eq!(plan.ranges, [0, 3, 6], "each row sees all three");
         assert_eq!(
-            plan.order,
+            plan.sights[0].n_work(),
+            3,
+            "600 keys are three splits of 256"
+        );
+        assert_eq!(plan.sights[0].ranges, [0, 3, 6], "each row sees all three");
+        assert_eq!(
+            plan.sights[0].order,
             [0, 2, 4, 1, 3, 5],
             "and merges them in block order"
         );
@@ -363,7 +429,7 @@ mod tests {
         let block = pages.open();
         pages.extend(block, 2).expect("it fits");
         let turns = vec![turn(&[block], 1), turn(&[block], 1)];
-        plan(&pages, &Batch { turns }, 16);
+        plan(&pages, &Batch { turns }, 16, &[None]);
     }
 
     #[test]
@@ -377,7 +443,9 @@ mod tests {
                 turns: vec![turn(&[block], 300)],
             },
             16,
+            &[None],
         );
+        let plan = &plan.sights[0];
         assert_eq!(plan.ranges[256], 256, "the first 256 rows see one split");
         assert_eq!(plan.ranges[300], 256 + 44 * 2, "the others two");
     }
@@ -396,10 +464,13 @@ mod tests {
             turn(&[prompt, step, b, a], 1),
             turn(&[prompt, step, a, b], 1),
         ];
-        let plan = plan(&pages, &Batch { turns }, 16);
+        let plan = plan(&pages, &Batch { turns }, 16, &[None]);
         // One split of history, one of a, one of b; each is seen by both rows.
-        assert_eq!(plan.n_work(), 3, "{:?}", plan.work);
-        assert_eq!(plan.most_pairs, 2, "both rows are served together");
+        assert_eq!(plan.sights[0].n_work(), 3, "{:?}", plan.sights[0].work);
+        assert_eq!(
+            plan.sights[0].most_pairs, 2,
+            "both rows are served together"
+        );
         assert_eq!(
             plan.positions,
             [143, 143],
@@ -471,7 +542,12 @@ mod tests {
     }
 
     /// What row `i` of a turn sees, by the definition: slot, index in the block and location, in order.
-    fn naive(pages: &Pages, turn: &Turn, i: usize) -> Vec<(usize, usize, usize)> {
+    fn naive(
+        pages: &Pages,
+        turn: &Turn,
+        i: usize,
+        window: Option<usize>,
+    ) -> Vec<(usize, usize, usize)> {
         let view = &turn.view.0;
         let total: usize = view.iter().map(|&b| pages.len(b)).sum();
         let position = total - turn.tokens.len() + i;
@@ -479,7 +555,8 @@ mod tests {
         let mut start = 0;
         for &block in view {
             for index in 0..pages.len(block) {
-                if start + index <= position {
+                let near = |window| position < start + index + window;
+                if start + index <= position && window.is_none_or(near) {
                     seen.push((pages.slot(block, index), index, position - start));
                 }
             }
@@ -494,8 +571,23 @@ mod tests {
             let random = &mut Random(seed);
             let (pages, batch) = any_batch(random);
             let rows_per_work = 1 + random.below(16);
-            let plan = plan(&pages, &batch, rows_per_work);
+            let window = [
+                None,
+                Some(1 + random.below(40)),
+                Some(1 + random.below(900)),
+            ];
+            let window = window[random.below(3)];
+            let plan = plan(&pages, &batch, rows_per_work, &[None, window]);
+            let (locations, n_rows) = (&plan.locations, plan.n_rows());
             let tiles: Vec<&[u32]> = plan.tiles.chunks(4).collect();
+            let plan = &plan.sights[1];
+            // Whether a row sees a key of a tile, and where.
+            let sees = |row: usize, tile: &[u32], key: u32| {
+                let location = locations[tile[3] as usize * n_rows + row];
+                let (at, location) = (i64::from(tile[1] + key), i64::from(location));
+                let window = window.map_or(i64::MAX, |window| window as i64);
+                (at <= location && location - at < window).then_some(location)
+            };
             let mut item_of_pair = vec![usize::MAX; plan.n_pairs()];
             for (item, work) in plan.work.chunks(4).enumerate() {
                 let [first, end, first_pair, n] = [0, 1, 2, 3].map(|i| work[i] as usize);
@@ -505,7 +597,14 @@ mod tests {
                     assert_eq!(item_of_pair[pair], usize::MAX, "a pair has one work item");
                     item_of_pair[pair] = item;
                 }
-                let mut keys = 0;
+                // Only at the front of a split tiles are left out, and no tile is there for nothing.
+                let rows = &plan.pair_rows[first_pair..first_pair + n];
+                let is_seen = |&row: &u32| {
+                    let tile = tiles[first];
+                    (0..tile[2] & 0xffff).any(|key| sees(row as usize, tile, key).is_some())
+                };
+                assert!(rows.iter().any(is_seen), "the first tile is outside");
+                let mut keys = tiles[first][2] >> 16;
                 for tile in &tiles[first..end] {
                     assert_eq!(tile[2] >> 16, keys, "a tile knows its place in the split");
                     let last = tile[0] + (tile[2] & 0xffff) - 1;
@@ -518,7 +617,6 @@ mod tests {
                 );
             }
             assert_eq!(plan.order.len(), plan.n_pairs(), "every pair is merged");
-            let n_rows = plan.n_rows();
             let mut row = 0;
             for turn in &batch.turns {
                 for i in 0..turn.tokens.len() {
@@ -529,19 +627,21 @@ mod tests {
                         let work = &plan.work[item_of_pair[pair as usize] * 4..][..2];
                         let before = seen.len();
                         for tile in &tiles[work[0] as usize..work[1] as usize] {
-                            let location = plan.locations[tile[3] as usize * n_rows + row];
                             for key in 0..tile[2] & 0xffff {
-                                if i64::from(tile[1] + key) <= i64::from(location) {
-                                    let seen_at =
-                                        [tile[0] + key, tile[1] + key].map(|n| n as usize);
+                                if let Some(location) = sees(row, tile, key) {
                                     let location = usize::try_from(location).expect("it sees it");
-                                    seen.push((seen_at[0], seen_at[1], location));
+                                    let [slot, index] =
+                                        [tile[0] + key, tile[1] + key].map(|n| n as usize);
+                                    seen.push((slot, index, location));
                                 }
                             }
                         }
                         assert!(seen.len() > before, "no pair is empty");
                     }
-                    assert!(seen == naive(&pages, turn, i), "row {row} of seed {seed}");
+                    assert!(
+                        seen == naive(&pages, turn, i, window),
+                        "row {row} of seed {seed}"
+                    );
                     row += 1;
                 }
             }
@@ -564,12 +664,12 @@ mod tests {
         let total: usize = history.iter().map(|&b| pages.len(b)).sum();
         let view: Vec<BlockId> = history.into_iter().chain([own]).collect();
         let turns = vec![turn(&view, 1)];
-        let plan = plan(&pages, &Batch { turns }, 16);
+        let plan = plan(&pages, &Batch { turns }, 16, &[None]);
         let keys_of = |work: &[u32]| -> usize {
             let tiles = &plan.tiles[work[0] as usize * 4..work[1] as usize * 4];
             tiles.chunks(4).map(|t| t[2] as usize & 0xffff).sum()
         };
-        let keys: Vec<usize> = plan.work.chunks(4).map(keys_of).collect();
+        let keys: Vec<usize> = plan.sights[0].work.chunks(4).map(keys_of).collect();
         let mut want = vec![SPLIT; total / SPLIT];
         want.extend([total % SPLIT, 1]);
         assert_eq!(keys, want, "only the last split of a history is short");

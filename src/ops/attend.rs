@@ -2,8 +2,8 @@
 //!
 //! A *split* is a list of tiles of keys; a *work item* is a split and the rows that it serves at once,
 //! so that a key is read once for all of them. A tile lies in one block, where the row's query has the
-//! `location`: the angle it is rotated to, and the last key index it sees (paper 3.4, appendix B). A
-//! pair (split, row) yields one unnormalised partial with its largest score and its sum; [`super::merge`]
+//! `location`: the angle it is rotated to, and the last key index it sees (paper 3.4, appendix B); with a
+//! window, the keys that far before it are the last that it sees. A pair (split, row) yields one unnormalised partial with its largest score and its sum; [`super::merge`]
 //! puts them together.
 //!
 //! A row's arithmetic depends only on the tiles of its splits, in their order, and on which of their keys
@@ -51,6 +51,7 @@ pub static OP: Op = Op {
         "n_rows",
         "rows_per_work",
         "scale",
+        "window",
     ],
     args: &[
         ("tiles", Read),
@@ -111,7 +112,18 @@ struct Params {
     n_rows: u32,
     rows_per_work: u32,
     scale: f32,
+    window: u32,
 }
+
+impl Params {
+    /// The first key index that a row sees from a location; all before it lie outside its window.
+    fn first_seen(self, location: i32) -> i64 {
+        i64::from(location) + 1 - i64::from(self.window)
+    }
+}
+
+/// The window of rows that see everything: more than any location.
+const NO_WINDOW: u32 = i32::MAX.cast_unsigned();
 
 /// How a workgroup of `attend.wgsl` is laid out; only `rows` depends on the batch.
 struct Geometry {
@@ -227,7 +239,8 @@ fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'a> {
     /// `[n_tiles, 4]`: slot of the first key, its index in the block, keys plus 65,536 times the keys of the
-    /// split that come before, block. A split has at most [`SPLIT`] keys.
+    /// split that come before, block. A split has at most [`SPLIT`] keys. A work item may leave out tiles at
+    /// the front of its split, which none of its rows sees: bits are as if they were there.
     pub tiles: &'a Tensor,
     /// `[n_work, 4]`: first tile, end of the tiles, first pair, pairs.
     pub work: &'a Tensor,
@@ -241,6 +254,8 @@ pub struct Work<'a> {
     pub n_rows: usize,
     /// Most pairs of a work item; at most [`rows_per_work`].
     pub rows_per_work: usize,
+    /// Keys that a row sees at most, back from its location in a block; none: all of them.
+    pub window: Option<usize>,
 }
 
 /// Records the partials of all work items.
@@ -287,6 +302,10 @@ pub fn attend(
         n_rows: u32_of(work.n_rows),
         rows_per_work: u32_of(work.rows_per_work),
         scale,
+        window: work
+            .window
+            .and_then(|window| u32::try_from(window).ok())
+            .map_or(NO_WINDOW, |window| window.min(NO_WINDOW)),
     };
     let Work {
         tiles,
@@ -342,7 +361,8 @@ fn reference(args: &mut Args<'_>) {
                 {
                     let location = locations.i32s()[tile[3] as usize * p.n_rows as usize + row];
                     for key in 0..u32_of(keys_and_start(tile).0) {
-                        if i64::from(tile[1] + key) > i64::from(location) {
+                        let index = i64::from(tile[1] + key);
+                        if index > i64::from(location) || index < p.first_seen(location) {
                             continue;
                         }
                         let location = usize::try_from(location).expect("it sees a key");
@@ -483,12 +503,17 @@ impl Inputs<'_> {
             }
             let queries = rotated.chunks_exact(gqa * dim);
             for ((row, queries), (partial, stats)) in rows.iter().zip(queries).zip(&mut outputs) {
-                // The first key index that the row does not see any more.
-                let end = i64::from(location(*row)) + 1 - i64::from(tile[1]);
-                let visible = usize::try_from(end).unwrap_or(0).min(n_keys);
+                // From the first key that the row sees to the first that it does not see any more.
+                let location = location(*row);
+                let in_tile = |index: i64| {
+                    let at = index.saturating_sub(i64::from(tile[1])).max(0);
+                    usize::try_from(at).map_or(n_keys, |at| at.min(n_keys))
+                };
+                let end = in_tile(i64::from(location) + 1);
+                let seen = in_tile(p.first_seen(location)).min(end) * dim..end * dim;
                 ARCH.dispatch(Tile {
-                    keys: &keys[..visible * dim],
-                    values: &values[..visible * dim],
+                    keys: &keys[seen.clone()],
+                    values: &values[seen],
                     scale: p.scale,
                     queries,
                     partial,
@@ -614,6 +639,8 @@ struct Scene<'a> {
     split: usize,
     /// Range of the inputs.
     range: f32,
+    /// Keys that a row sees back from its location.
+    window: Option<usize>,
 }
 
 impl Scene<'_> {
@@ -647,10 +674,22 @@ impl Scene<'_> {
             let n = ends.take_while(|&end| end <= self.split).count();
             let (chunk, later) = rest.split_at(n);
             rest = later;
-            let mut start = 0;
-            for &[slot, first, keys, block] in chunk {
-                tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
+            let reaches = |row: &&[i32], tile: &[usize; 4]| {
+                let location = i64::from(row[tile[3]]);
+                let window = self.window.map_or(i64::MAX, |window| window as i64);
+                location >= 0 && location - ((tile[1] + tile[2]) as i64 - 1) < window
+            };
+            // As in a plan: in front, what no row sees is left out.
+            let (mut start, mut is_outside) = (0, true);
+            for tile @ &[slot, first, keys, block] in chunk {
+                is_outside &= !self.locations.iter().any(|row| reaches(row, tile));
+                if !is_outside {
+                    tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
+                }
                 start += keys;
+            }
+            if is_outside {
+                continue;
             }
             let sees = |row: &usize| chunk.iter().any(|tile| self.locations[*row][tile[3]] >= 0);
             let rows: Vec<u32> = (0..n_rows).filter(sees).map(u32_of).collect();
@@ -669,6 +708,7 @@ impl Scene<'_> {
             n_rows: u32_of(n_rows),
             rows_per_work: most,
             scale: 1.0 / (dim as f32).sqrt(),
+            window: self.window.map_or(NO_WINDOW, u32_of),
         };
         let locations: Vec<u32> = (0..self.blocks.len())
             .flat_map(|block| {
@@ -734,6 +774,7 @@ fn cases() -> Vec<Case> {
         locations: &[],
         split: 64,
         range: 1.5,
+        window: None,
     };
     // The authors' kernel test: 2 workers with 2 new tokens each, QwQ-32B heads, everything in [-2, 2].
     let authors = |bites: bool| -> [[i32; 4]; 4] {
@@ -873,6 +914,34 @@ fn cases() -> Vec<Case> {
             heads: [8, 2, 256],
             blocks: &[9, 40],
             locations: &[&[48, 39], &[60, 20]],
+            ..base
+        },
+        Scene {
+            name: "a window that ends within tiles and leaves out others",
+            heads: [4, 2, 32],
+            blocks: &[150, 20, 7],
+            locations: &[&[176, 26, 6], &[140, -1, 3], &[160, 10, 300]],
+            split: SPLIT,
+            window: Some(90),
+            ..base
+        },
+        Scene {
+            name: "a window of one key",
+            dtype: DType::F16,
+            heads: [5, 1, 128],
+            blocks: &[100, 3],
+            locations: &[&[40, -1], &[102, 2], &[99, 0]],
+            window: Some(1),
+            ..base
+        },
+        Scene {
+            name: "a window in which rows share no key, a head of 24",
+            dtype: DType::BF16,
+            heads: [14, 2, 24],
+            blocks: &[3, 1, 70, 2, 250],
+            locations: &[&[40, 37, 36, -1, -1], &[325, 322, 321, 251, 249]],
+            split: SPLIT,
+            window: Some(33),
             ..base
         },
         Scene {

@@ -280,7 +280,7 @@ const VALUES: &str = r#"
 no model type | config | model_type | null | model_type
 a model type that is a number | config | model_type | 3 | model_type
 an unknown model type | config | model_type | "mamba\nx" | 'mamba\nx'
-a mixture of experts | config | model_type | "qwen3_moe" | 'qwen3_moe'
+a mixture of experts | config | model_type | "mixtral" | 'mixtral'
 another architecture | config | architectures | ["Qwen3ForSequenceClassification"] | architectures
 another activation | config | hidden_act | "gelu" | hidden_act 'gelu'
 weights quantised by nobody knows what | config | quantization_config | {"bits": 4} | quantization_config.quant_method

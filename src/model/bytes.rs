@@ -6,10 +6,15 @@ use crate::cache::CacheShape;
 use crate::device::Tensor;
 
 impl Model {
-    /// Bytes of weights that a pass of some rows needs, each once: all layers, the head, the rows' embeddings.
+    /// Bytes of weights that a pass of some rows needs, each once: all layers, of experts as many as the rows
+    /// choose if all choose others, the head, the rows' embeddings.
     pub fn weight_bytes(&self, n_rows: usize) -> u64 {
         let weights = self.weights();
-        let layers: usize = weights.layers.iter().map(layer).sum();
+        let experts = self.config().experts.as_ref();
+        let share = experts.map_or(1.0, |e| {
+            ((n_rows * e.routing.top_k) as f64 / e.count as f64).min(1.0)
+        });
+        let layers: usize = weights.layers.iter().map(|l| layer(l, share)).sum();
         let embedding = weights
             .embed
             .0
@@ -41,7 +46,7 @@ fn matrices(layer: &Layer) -> impl Iterator<Item = &Matrix> {
     [&layer.qkv, &layer.out, &layer.gate_up, &layer.down].into_iter()
 }
 
-fn layer(layer: &Layer) -> usize {
+fn layer(layer: &Layer, share: f64) -> usize {
     let vectors = [
         &layer.attention_norm,
         &layer.feed_forward_norm,
@@ -49,6 +54,18 @@ fn layer(layer: &Layer) -> usize {
         &layer.q_norm,
         &layer.k_norm,
     ];
-    let matrices = matrices(layer).flat_map(|m| [&m.weight, &m.scales]);
-    matrices.chain(vectors).map(Tensor::bytes).sum()
+    let bytes = |m: &Matrix| m.weight.bytes() + m.scales.bytes();
+    let small: usize = vectors.into_iter().map(Tensor::bytes).sum();
+    let attention = bytes(&layer.qkv) + bytes(&layer.out);
+    let feed_forward = bytes(&layer.gate_up) + bytes(&layer.down);
+    let Some((router, _)) = &layer.router else {
+        return small + attention + feed_forward;
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a count of bytes"
+    )]
+    let chosen = (feed_forward as f64 * share) as usize;
+    small + attention + bytes(router) + chosen
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::families::{self, Family, Window};
 use super::json::{self, shown, shown_value};
 use super::quant::Scheme;
+use crate::ops::route::{MAX_EXPERTS, Routing};
 use crate::{Error, Result, TokenId};
 
 /// Bytes that either config may have.
@@ -69,7 +70,22 @@ pub struct Config {
     pub eos: Vec<TokenId>,
     /// How its matrices are quantised, where they are.
     pub quantised: Option<Scheme>,
+    /// Experts in place of the feed-forward block, where layers have them.
+    pub experts: Option<Experts>,
     digest: [u8; 32],
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Width inside an expert.
+    pub intermediate_size: usize,
+    /// How a token chooses.
+    pub routing: Routing,
+    /// Which layers have experts.
+    pub layers: Vec<bool>,
 }
 
 /// Rotary position embedding.
@@ -203,6 +219,7 @@ impl Config {
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
             eos: keys.ids("eos_token_id", vocab_size)?,
             quantised,
+            experts: read_experts(&keys, family, n_layers)?,
             digest: Sha256::digest(bytes).into(),
         };
         // One look at the result stands for bounds on every parameter of every kind.
@@ -218,6 +235,13 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// The experts of a layer, if it has them.
+    pub fn experts(&self, layer: usize) -> Option<&Experts> {
+        self.experts
+            .as_ref()
+            .filter(|experts| experts.layers[layer])
     }
 
     /// Width of all query heads together.
@@ -632,6 +656,45 @@ fn read_family(keys: &Keys<'_>) -> Result<&'static Family> {
         Some(other) => return Err(keys.expected("architectures", "a list", other)),
     }
     Ok(family)
+}
+
+/// The experts of a model, by the keys of Qwen's configs.
+fn read_experts(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Option<Experts>> {
+    if !family.experts {
+        return Ok(None);
+    }
+    let count = keys.need_count("num_experts", MAX_EXPERTS)?;
+    let step = keys.count("decoder_sparse_step", MAX_LAYERS)?.unwrap_or(1);
+    let mut layers: Vec<bool> = (1..=n_layers).map(|l| l.is_multiple_of(step)).collect();
+    match keys.get("mlp_only_layers") {
+        None => {}
+        Some(Value::Array(list)) => {
+            for layer in list {
+                let at = layer.as_u64().and_then(|l| usize::try_from(l).ok());
+                match at.and_then(|l| layers.get_mut(l)) {
+                    Some(has) => *has = false,
+                    None => {
+                        let what = format!("layers below {n_layers}");
+                        return Err(keys.expected("mlp_only_layers", &what, layer));
+                    }
+                }
+            }
+        }
+        Some(other) => return Err(keys.expected("mlp_only_layers", "a list", other)),
+    }
+    Ok(Some(Experts {
+        count,
+        intermediate_size: keys.need_count("moe_intermediate_size", MAX_WIDTH)?,
+        routing: Routing {
+            top_k: keys.need_count("num_experts_per_tok", count)?,
+            sigmoid: false,
+            normalise: keys.flag("norm_topk_prob")?.unwrap_or(false),
+            scale: 1.0,
+            n_groups: 1,
+            top_groups: 1,
+        },
+        layers,
+    }))
 }
 
 fn refuse_activation(keys: &Keys<'_>) -> Result<()> {

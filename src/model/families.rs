@@ -35,6 +35,8 @@ pub struct Family {
     pub window: Window,
     /// Positions of the first training where the config has none; `None`: all that it was made for.
     pub original_positions: Option<usize>,
+    /// Whether layers have experts, by the keys that Qwen's configs have for them.
+    pub experts: bool,
 }
 
 /// Every family that this version computes.
@@ -48,6 +50,7 @@ pub static FAMILIES: &[Family] = &[
             first: 28,
         },
         original_positions: None,
+        experts: false,
     },
     Family {
         model_type: "qwen3",
@@ -58,6 +61,18 @@ pub static FAMILIES: &[Family] = &[
             first: 28,
         },
         original_positions: None,
+        experts: false,
+    },
+    Family {
+        model_type: "qwen3_moe",
+        architecture: "Qwen3MoeForCausalLM",
+        head_dim: None,
+        window: Window::Switched {
+            default: 4096,
+            first: 28,
+        },
+        original_positions: None,
+        experts: true,
     },
     Family {
         model_type: "llama",
@@ -65,6 +80,7 @@ pub static FAMILIES: &[Family] = &[
         head_dim: None,
         window: Window::Ignored,
         original_positions: None,
+        experts: false,
     },
     Family {
         model_type: "mistral",
@@ -74,6 +90,7 @@ pub static FAMILIES: &[Family] = &[
             default: Some(4096),
         },
         original_positions: None,
+        experts: false,
     },
     Family {
         model_type: "phi3",
@@ -81,6 +98,7 @@ pub static FAMILIES: &[Family] = &[
         head_dim: None,
         window: Window::Always { default: None },
         original_positions: Some(4096),
+        experts: false,
     },
 ];
 

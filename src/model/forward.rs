@@ -11,13 +11,15 @@ use rayon::prelude::*;
 
 use super::load::{Layer, Matrix, Weights, load, padded};
 use super::random::{RandomWeights, random};
-use super::{Config, ModelFiles};
+use super::{Config, Experts, ModelFiles};
 use crate::Result;
 use crate::cache::plan::{self, Plan, Sight};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
+use crate::ops::expert_down::expert_down;
+use crate::ops::expert_up::expert_up;
 use crate::ops::gate_up::gate_up;
 use crate::ops::gather::gather;
 use crate::ops::linear::{By, Linear, Norm};
@@ -26,6 +28,7 @@ use crate::ops::place::{Arena, HeadNorms, place};
 use crate::ops::project::{Into, project};
 use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
+use crate::ops::route::route;
 use crate::ops::select_rows::select_rows;
 
 const _: () = assert!(
@@ -67,8 +70,18 @@ struct Rows {
     q: Tensor,
     attention: Tensor,
     hidden: Tensor,
+    routed: Option<Routed>,
     /// For the channels of x, attention or hidden in a matrix's own order, by width; where one has any.
     ordered: Vec<Tensor>,
+}
+
+/// What experts need: logits of the choice, the choice, and what is inside the experts.
+#[derive(Clone, Debug)]
+struct Routed {
+    logits: Tensor,
+    chosen: Tensor,
+    gates: Tensor,
+    hidden: Tensor,
 }
 
 impl Rows {
@@ -334,6 +347,18 @@ impl Model {
             let attention = rows.ordered(&mut r, &rows.attention, &layer.out, n);
             project(&mut r, attention, None, to_out, &rows.x, (n, by), Into::Add);
             let before = norm(&layer.feed_forward_norm);
+            if let (Some((router, bias)), Some(routed)) = (&layer.router, &rows.routed) {
+                let routing = c.experts(i).expect("it has a router").routing;
+                let choice = [&routed.chosen, &routed.gates];
+                let (chosen, x) = (&routed.chosen, &rows.x);
+                let (to_logits, norm) = (router.linear(bias), Some(before));
+                let replace = Into::Replace;
+                project(&mut r, x, norm, to_logits, &routed.logits, (n, by), replace);
+                route(&mut r, &routed.logits, bias, routing, choice, n);
+                expert_up(&mut r, x, before, to_hidden, chosen, &routed.hidden, n);
+                expert_down(&mut r, &routed.hidden, to_x, choice, x, n);
+                continue;
+            }
             let x = rows.ordered(&mut r, &rows.x, &layer.gate_up, n);
             gate_up(&mut r, x, before, to_hidden, &rows.hidden, (n, by));
             let hidden = rows.ordered(&mut r, &rows.hidden, &layer.down, n);
@@ -416,9 +441,22 @@ impl Model {
                 .tensor(&[n, c.n_heads, c.head_dim], DType::F32)?,
             attention: wide(c.q_size())?,
             hidden: wide(padded(c.intermediate_size))?,
+            routed: c.experts.as_ref().map(|e| self.routed(e, n)).transpose()?,
         };
         scratch.rows = Some(rows.clone());
         Ok(rows)
+    }
+
+    fn routed(&self, experts: &Experts, n: usize) -> Result<Routed> {
+        let top_k = experts.routing.top_k;
+        let tensor = |shape: &[usize], dtype| self.device.tensor(shape, dtype);
+        let width = padded(experts.intermediate_size);
+        Ok(Routed {
+            logits: tensor(&[n, experts.count], DType::F32)?,
+            chosen: tensor(&[n, top_k], DType::U32)?,
+            gates: tensor(&[n, top_k], DType::F32)?,
+            hidden: tensor(&[n, top_k, width], DType::F32)?,
+        })
     }
 
     fn partials(&self, n: usize, scratch: &mut Scratch) -> Result<[Tensor; 2]> {

@@ -12,8 +12,8 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::quant::{Packed, Role, positions};
-use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
-use super::{Config, ModelFiles};
+use super::tensors::{EMBED, Group, HEAD, NORM, ROUTER, expert_name, layer_name};
+use super::{Config, Experts, ModelFiles};
 use crate::device::{DType, Device, Tensor};
 use crate::ops::linear::Linear;
 use crate::{Error, Result};
@@ -68,6 +68,9 @@ pub(super) struct Layer {
     pub(super) out: Matrix,
     pub(super) out_bias: Tensor,
     pub(super) feed_forward_norm: Tensor,
+    /// What chooses experts, and its bias; with it, `gate_up` and `down` hold those of all experts below each
+    /// other.
+    pub(super) router: Option<(Matrix, Tensor)>,
     pub(super) gate_up: Matrix,
     pub(super) gate_up_bias: Tensor,
     pub(super) down: Matrix,
@@ -164,16 +167,36 @@ fn gate_up(config: &Config, layer: usize, end: &str) -> Vec<Part> {
     vec![part("gate_proj"), part("up_proj")]
 }
 
+/// Gate and up of every expert of a layer, and down of every expert.
+fn experts(config: &Config, layer: usize, experts: &Experts) -> [Vec<Part>; 2] {
+    let (hidden, ff) = (config.hidden_size, experts.intermediate_size);
+    let part = |e: usize, module: &str, rows| Part::new(layer, &expert_name(e, module), rows);
+    let all = 0..experts.count;
+    [
+        all.clone()
+            .flat_map(|e| [part(e, "gate_proj", ff), part(e, "up_proj", ff)])
+            .collect(),
+        all.map(|e| part(e, "down_proj", hidden)).collect(),
+    ]
+}
+
 /// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
 /// below, and their input channels.
 pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
     let (hidden, ff) = (config.hidden_size, config.intermediate_size);
     let one = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
+    let ([of_gate_up, down], ff) = match config.experts(layer) {
+        Some(all) => (experts(config, layer, all), all.intermediate_size),
+        None => {
+            let down = one("mlp.down_proj.weight");
+            ([gate_up(config, layer, "weight"), down], ff)
+        }
+    };
     [
         (qkv(config, layer, "weight"), hidden),
         (one("self_attn.o_proj.weight"), config.q_size()),
-        (gate_up(config, layer, "weight"), hidden),
-        (one("mlp.down_proj.weight"), ff),
+        (of_gate_up, hidden),
+        (down, ff),
     ]
 }
 
@@ -602,6 +625,26 @@ impl Loader<'_> {
         let before = name("post_attention_layernorm.weight");
         let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
         let (down, _) = self.matrix(down.0, down.1)?;
+        let router = match config.experts(layer) {
+            None => None,
+            Some(_) if gate_up_matrix.order.is_some() || down.order.is_some() => {
+                return Err(Error::unsupported(
+                    self.files.checkpoint.main_path(),
+                    format!("experts of layer {layer} with reordered channels (desc_act)"),
+                    "use a checkpoint quantised without desc_act",
+                ));
+            }
+            Some(experts) => {
+                // Not padded: what is not an expert must not compete.
+                let part = Part {
+                    padded: experts.count,
+                    ..Part::new(layer, ROUTER, experts.count)
+                };
+                let (router, _) = self.matrix(vec![part], hidden)?;
+                let bias = self.device.tensor(&[experts.count], DType::F32)?;
+                Some((router, bias))
+            }
+        };
         Ok(Layer {
             attention_norm,
             qkv: qkv_matrix,
@@ -611,6 +654,7 @@ impl Loader<'_> {
             out,
             out_bias: self.vector(Group::OutBias, bias("self_attn.o_proj.bias"))?,
             feed_forward_norm,
+            router,
             gate_up: gate_up_matrix,
             gate_up_bias: self.vector(Group::MlpBias, gate_up(config, layer, "bias"))?,
             down,

@@ -161,7 +161,11 @@ fn scratch(config: &Config, context: usize) -> u64 {
     let (hidden, ff) = (padded(config.hidden_size), padded(config.intermediate_size));
     let (q, kv) = (config.q_size(), config.kv_size());
     // x, q with k and v, q alone, attention, feed-forward; three of them in an order of a matrix's own.
-    let row = 2 * hidden + 4 * q + 2 * kv + 2 * ff;
+    let of_experts = config.experts.as_ref().map_or(0, |e| {
+        let width = padded(e.intermediate_size) + 2;
+        e.routing.top_k * width + e.count
+    });
+    let row = 2 * hidden + 4 * q + 2 * kv + 2 * ff + of_experts;
     let rows = product(&[PREFILL_ROWS, row, 4]);
     let splits = pages_for(context) * PAGE / SPLIT + 2;
     let pairs = (MAX_WORKERS * splits)

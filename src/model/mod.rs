@@ -26,7 +26,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use config::{Config, GenerationConfig, Rope, RopeKind};
+pub use config::{Config, Experts, GenerationConfig, Rope, RopeKind};
 pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};

@@ -156,6 +156,7 @@ impl Maker<'_> {
             out: self.matrix(padded(hidden), q, dtype)?,
             out_bias: self.bias(hidden, false)?,
             feed_forward_norm: self.norm(hidden)?,
+            router: None,
             gate_up: self.matrix(2 * ff, hidden, dtype)?,
             gate_up_bias: self.bias(2 * ff, false)?,
             down: self.matrix(padded(hidden), ff, dtype)?,

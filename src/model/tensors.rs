@@ -88,7 +88,31 @@ pub fn layer_tensors(config: &Config, layer: usize) -> Vec<Want> {
         group,
         kind: Kind::Float,
     };
-    table.into_iter().map(want).collect()
+    let mut all: Vec<Want> = table.into_iter().map(want).collect();
+    if let Some(experts) = config.experts(layer) {
+        let (count, ff) = (experts.count, experts.intermediate_size);
+        all.retain(|want| !want.name.contains(".mlp."));
+        all.push(want((ROUTER, &[count, h], Group::Always)));
+        for expert in 0..count {
+            for (module, shape) in [
+                ("gate_proj", [ff, h]),
+                ("up_proj", [ff, h]),
+                ("down_proj", [h, ff]),
+            ] {
+                let name = expert_name(expert, module);
+                all.push(want((&name, &shape, Group::Always)));
+            }
+        }
+    }
+    all
+}
+
+/// The matrix that chooses experts.
+pub const ROUTER: &str = "mlp.gate.weight";
+
+/// A matrix of an expert: `expert_name(3, "up_proj")`.
+pub fn expert_name(expert: usize, module: &str) -> String {
+    format!("mlp.experts.{expert}.{module}.weight")
 }
 
 /// Every tensor that a model may have, with its shape, in the order of computation.

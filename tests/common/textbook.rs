@@ -68,9 +68,74 @@ struct Layer {
     k_norm: Option<Vec<f64>>,
     window: Option<usize>, // tokens that a query sees, itself among them
     mlp_norm: Vec<f64>,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    mlp: Option<Mlp>,
+    experts: Option<Experts>,
+}
+
+/// Gate, up and down: a feed-forward block, or one expert.
+#[derive(Clone, Debug)]
+struct Mlp([Linear; 3]);
+
+impl Mlp {
+    fn read(weights: &mut Weights, name: &str) -> Option<Self> {
+        let gate = weights.linear(&format!("{name}.gate_proj"))?;
+        let [up, down] =
+            ["up_proj", "down_proj"].map(|part| weights.linear(&format!("{name}.{part}")).unwrap());
+        Some(Self([gate, up, down]))
+    }
+
+    fn apply(&self, h: &[f64]) -> Vec<f64> {
+        let [gate, up, down] = &self.0;
+        let gated: Vec<_> = zip(gate.apply(h), up.apply(h))
+            .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+            .collect();
+        down.apply(&gated)
+    }
+}
+
+/// A mixture of experts: the best few by softmax, and their sum weighted by it.
+#[derive(Clone, Debug)]
+struct Experts {
+    router: Linear,
+    all: Vec<Mlp>,
+    top_k: usize,
+    normalise: bool,
+}
+
+impl Experts {
+    fn read(weights: &mut Weights, name: &str, config: &Value) -> Option<Self> {
+        let router = weights.linear(&format!("{name}.gate"))?;
+        let mut all = Vec::new();
+        while let Some(expert) = Mlp::read(weights, &format!("{name}.experts.{}", all.len())) {
+            all.push(expert);
+        }
+        Some(Self {
+            router,
+            all,
+            top_k: usize::try_from(config["num_experts_per_tok"].as_u64().unwrap()).unwrap(),
+            normalise: config["norm_topk_prob"] == Value::Bool(true),
+        })
+    }
+
+    fn apply(&self, h: &[f64]) -> Vec<f64> {
+        let weights: Vec<f64> = self.router.apply(h).iter().map(|l| l.exp()).collect();
+        let mut best: Vec<usize> = (0..weights.len()).collect();
+        best.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+        best.truncate(self.top_k);
+        let among = if self.normalise {
+            best.clone()
+        } else {
+            (0..weights.len()).collect()
+        };
+        let total: f64 = among.iter().map(|&e| weights[e]).sum();
+        let mut out = vec![0.0; h.len()];
+        for e in best {
+            for (out, v) in zip(&mut out, self.all[e].apply(h)) {
+                *out += weights[e] / total * v;
+            }
+        }
+        out
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -131,9 +196,8 @@ impl Textbook {
                     mlp_norm: weights
                         .vector(&name("post_attention_layernorm.weight"))
                         .unwrap(),
-                    gate: weights.linear(&name("mlp.gate_proj")).unwrap(),
-                    up: weights.linear(&name("mlp.up_proj")).unwrap(),
-                    down: weights.linear(&name("mlp.down_proj")).unwrap(),
+                    mlp: Mlp::read(&mut weights, &name("mlp")),
+                    experts: Experts::read(&mut weights, &name("mlp"), &config),
                 }
             })
             .collect();
@@ -231,10 +295,10 @@ impl Textbook {
 
             for x in &mut x {
                 let h = rms_norm(x, &layer.mlp_norm, self.eps);
-                let gated: Vec<_> = zip(layer.gate.apply(&h), layer.up.apply(&h))
-                    .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-                    .collect();
-                add(x, &layer.down.apply(&gated));
+                match &layer.experts {
+                    None => add(x, &layer.mlp.as_ref().unwrap().apply(&h)),
+                    Some(experts) => add(x, &experts.apply(&h)),
+                }
             }
         }
 
@@ -471,7 +535,7 @@ fn head_dim(config: &Value) -> usize {
 /// Refuses what the textbook does not teach: a silent guess would be worse than no opinion.
 fn supported(config: &Value) -> Result<(), String> {
     let model_type = config["model_type"].as_str().unwrap_or("none");
-    if !["qwen2", "qwen3", "llama", "mistral", "phi3"].contains(&model_type) {
+    if !["qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3"].contains(&model_type) {
         return Err(format!("model type {model_type}"));
     }
     if !config["quantization_config"].is_null() {

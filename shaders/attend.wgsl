@@ -20,7 +20,8 @@
 // and what is used next is loaded before what is there is used.
 //
 // The order of every sum is fixed by the place of a key in the split: not by the rows of the pass, nor by
-// where the split ends. A key behind the split's end, or one that the row does not see, weighs zero.
+// where the split ends. A key behind the split's end, or one that the row does not see, weighs zero; tiles in
+// front of the split that no row sees may be left out, and their places are then such keys.
 
 struct Params {
     n_work: u32,
@@ -30,6 +31,7 @@ struct Params {
     n_rows: u32,
     rows_per_work: u32,
     scale: f32,
+    window: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -82,6 +84,14 @@ fn main(
 
     let last = tiles[item.y - 1u];
     let n_keys = (last.z >> 16u) + (last.z & 0xffffu);
+    // The place of the first key that is there. Those before it stand for it, behind what any row sees.
+    let front = tiles[item.x];
+    let begin = front.z >> 16u;
+    for (var i = lane; i < begin; i += LANES) {
+        slot_of[i] = front.x;
+        block_of[i] = front.w;
+        index_of[i] = 0x7fffffffu;
+    }
     for (var t = item.x + lane; t < item.y; t += LANES) {
         let tile = tiles[t];
         let start = tile.z >> 16u;
@@ -140,7 +150,7 @@ fn main(
                     sums[h] = vec4<f32>();
                 }
                 var seen = vec4<bool>();
-                if key < n_keys {
+                if key < n_keys && key + 4u > begin {
                     // The words of the next key are on their way while this one is served.
                     var next_lo: array<Kv4, SLICES>;
                     var next_hi: array<Kv4, SLICES>;
@@ -175,7 +185,9 @@ fn main(
                                 sin[s] = vec4<f32>(a.yw, b.yw);
                             }
                         }
-                        seen[j] = key + j < n_keys && i32(index_of[here]) <= location;
+                        let index = i32(index_of[here]);
+                        seen[j] = key + j < n_keys && index <= location
+                            && index > location - i32(params.window);
                         for (var s = 0u; s < SLICES; s++) {
                             let lo = kv4_load(k_lo[s]);
                             let hi = kv4_load(k_hi[s]);
@@ -247,6 +259,9 @@ fn main(
                 let key = four / 2u * STRETCH + first + four % 2u * 4u;
                 if key >= n_keys {
                     break;
+                }
+                if key + 4u <= begin {
+                    continue;
                 }
                 for (var c = 0u; c < CHUNK_STEPS; c++) {
                     let of_chunk = min(chunk + c * WIDE, CHUNKS - 1u);

@@ -509,7 +509,7 @@ fn qwq_pass(workers: usize, context: usize, rows_per_work: Option<usize>) -> f64
         turns: (0..workers).map(turn).collect(),
     };
     let rows = rows_per_work.unwrap_or(model.rows_per_work());
-    let plan = plan(&cache.pages, &batch, rows);
+    let plan = plan(&cache.pages, &batch, rows, model.windows());
     let recording = model
         .forward(&plan, By::Columns, &cache, &mut Scratch::default())
         .unwrap();

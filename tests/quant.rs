@@ -121,7 +121,19 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         tied: true,
         ..llama.clone()
     };
+    // Heads that are rotated in part, whose rows are stored in another order.
+    let phi3 = |ff| TinyModel {
+        fused: true,
+        rotary: 0.5,
+        ff,
+        ..llama.clone()
+    };
+    let parts = TinyModel {
+        rotary: 0.75,
+        ..qwen2.clone()
+    };
     let [q, l, n, o, w] = [&qwen2, &llama, &qwen3, &odd, &wide];
+    let [p, f, uneven] = [&parts, &phi3(160), &phi3(172)];
     let some_float = Packing {
         float: &["q_proj.weight", "down_proj.weight"],
         ..packing(Awq, 4, 32, Plain)
@@ -141,6 +153,18 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         ("gptq in an order, norms", n, packing(Gptq, 4, 32, Shared)),
         ("gptq in an order, 8 bits", l, packing(Gptq, 8, 32, Shared)),
         ("gptq in orders apart", q, packing(Gptq, 4, 32, Apart)),
+        ("awq, fused", f, packing(Awq, 4, 32, Plain)),
+        ("gptq in an order, fused", f, packing(Gptq, 4, 32, Shared)),
+        (
+            "compressed, fused",
+            uneven,
+            packing(Compressed, 8, 32, Plain),
+        ),
+        (
+            "gptq in orders apart, parts of heads",
+            p,
+            packing(Gptq, 4, 32, Apart),
+        ),
         ("gptq v2", w, packing(GptqV2, 4, 128, Plain)),
         ("gptq v2 in 8 bits", n, packing(GptqV2, 8, 64, Plain)),
         ("compressed", o, packing(Compressed, 4, 32, Plain)),

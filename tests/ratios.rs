@@ -146,7 +146,7 @@ impl Pass {
         let batch = Batch {
             turns: turns.collect(),
         };
-        let plan = plan(&cache.pages, &batch, model.rows_per_work());
+        let plan = plan(&cache.pages, &batch, model.rows_per_work(), model.windows());
         let mut scratch = Scratch::default();
         let recording = model
             .forward(&plan, By::Columns, cache, &mut scratch)

@@ -35,9 +35,13 @@ pub(super) struct Args {
     )]
     shape: String,
 
-    /// Measure this checkpoint (a model directory) in place of a shape
-    #[arg(short, long, value_name = "DIR")]
+    /// Measure this checkpoint in place of a shape: a model directory, or OWNER/NAME of the hub
+    #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV", requires = "model")]
+    revision: Option<String>,
 
     /// How random weights are stored: awq (4 bits, groups of 128), int8, f16, bf16 or f32
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = weights, conflicts_with = "model")]
@@ -171,9 +175,11 @@ impl<'a> Bench<'a> {
     fn new(args: &'a Args) -> Result<Self> {
         let load = LoadArgs {
             model: args.model.clone(),
+            revision: args.revision.clone(),
             device: Some(args.device.clone()),
             check: false,
             unchecked: args.unchecked,
+            no_ahead: false,
             quiet: false,
         };
         let (workers, contexts, passes): (&[usize], &[usize], _) = match (args.what, args.quick) {
@@ -196,14 +202,15 @@ impl<'a> Bench<'a> {
         let wanted: Vec<usize> = args.context.iter().map(|&c| c as usize).collect();
         let contexts = given(&wanted, contexts);
         let passes = args.passes.map_or(passes, |n| n as usize);
+        let directory = load.directory()?;
         let device = load.open_device(&args.device)?;
         // Measured before the weights take their part of the memory.
         let bandwidth = Memory::new(&device)?.bandwidth()?;
         let furthest = contexts.iter().max().copied().unwrap_or(0);
         let n_positions = furthest + (passes + WARM_UP + 4) * 17;
-        let (name, model) = match &args.model {
-            Some(path) => {
-                let files = ModelFiles::open(path)?;
+        let (name, model) = match args.model.as_ref().zip(directory) {
+            Some((path, directory)) => {
+                let files = ModelFiles::open(directory)?;
                 let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
                 (path.display().to_string(), model)
             }

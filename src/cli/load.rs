@@ -14,10 +14,19 @@ use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that people type"
+)]
 pub(super) struct LoadArgs {
-    /// Model directory in Hugging Face's format
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory in Hugging Face's format, or OWNER/NAME of the hub: downloaded where the Hugging Face
+    /// cache lacks it (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`)
+    #[arg(short, long, value_name = "MODEL")]
     pub(super) model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV", requires = "model")]
+    pub(super) revision: Option<String>,
 
     /// `auto` (a GPU if there is one, else the CPU path), `cpu`, or part of an adapter's name
     #[arg(long, value_name = "NAME", env = "HOGWILD_DEVICE")]
@@ -30,6 +39,10 @@ pub(super) struct LoadArgs {
     /// Judge all shaders first, then run them without checks of their indices (for measurements)
     #[arg(long, hide = true)]
     pub(super) unchecked: bool,
+
+    /// Record no pass before its tokens are known (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) no_ahead: bool,
 
     /// Say nothing on standard error but errors
     #[arg(short, long)]
@@ -79,6 +92,15 @@ impl LoadArgs {
         if !self.quiet {
             super::note(text);
         }
+    }
+
+    /// The directory of the model that was named, downloaded if need be.
+    pub(super) fn directory(&self) -> Result<Option<PathBuf>> {
+        let revision = self.revision.as_deref();
+        let model = self.model.as_deref();
+        model
+            .map(|model| super::models::locate(model, revision, self.quiet))
+            .transpose()
     }
 
     /// Opens the device; says so where `auto` came to the CPU path.

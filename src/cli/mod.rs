@@ -11,6 +11,7 @@ mod generate;
 mod kernels;
 mod kernels_bench;
 mod load;
+mod models;
 pub mod output;
 mod quantize;
 mod replay;
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 
 /// Several workers of one language model, writing at once over one shared cache.
 ///
-/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 130 interrupted.
+/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 5 hub, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "hogwild", version)]
 pub struct Cli {
@@ -61,6 +62,8 @@ enum Command {
     Bench(bench::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
+    /// List the models in the Hugging Face cache
+    Models(models::Args),
     /// Make a model directory with weights of 4 or 8 bits of one in float
     Quantize(quantize::Args),
     /// List the ops and their kernels, and hold kernels to their reference
@@ -78,6 +81,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Models(args) => models::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
     }

@@ -108,8 +108,13 @@ impl Scene {
 
     /// The plan of a pass in which every worker feeds its last token again.
     pub(super) fn planned(&self) -> Plan {
-        let rows = self.engine.model().rows_per_work();
-        plan(&self.engine.cache.pages, &self.batch(self.passes), rows)
+        let model = self.engine.model();
+        plan(
+            &self.engine.cache.pages,
+            &self.batch(self.passes),
+            model.rows_per_work(),
+            model.windows(),
+        )
     }
 
     /// The recording of a pass.
@@ -131,7 +136,8 @@ impl Scene {
             logits: Logits::Last,
         };
         let batch = Batch { turns: vec![turn] };
-        let plan = plan(&cache.pages, &batch, model.rows_per_work());
+        let rows = model.rows_per_work();
+        let plan = plan(&cache.pages, &batch, rows, model.windows());
         model.forward(&plan, By::Tiles, cache, &mut self.scratch)
     }
 

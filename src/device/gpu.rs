@@ -446,7 +446,8 @@ impl Gpu {
 
     pub(super) fn submit(&self, prepared: Prepared, late: &[Upload]) -> Result<Running> {
         // The queue keeps its order: nothing here is written before what runs now has ended.
-        self.upload(&prepared.uploads);
+        let is_late = |upload: &&Upload| late.iter().any(|l| l.to.id() == upload.to.id());
+        self.upload(prepared.uploads.iter().filter(|upload| !is_late(upload)));
         self.upload(late);
         self.queue
             .write_buffer(&prepared.params, 0, &prepared.params_bytes);
@@ -458,7 +459,7 @@ impl Gpu {
         })
     }
 
-    fn upload(&self, uploads: &[Upload]) {
+    fn upload<'a>(&self, uploads: impl IntoIterator<Item = &'a Upload>) {
         for upload in uploads {
             let mut bytes = std::borrow::Cow::from(&upload.bytes);
             if !bytes.len().is_multiple_of(4) {

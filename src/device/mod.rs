@@ -266,8 +266,8 @@ impl Device {
         })
     }
 
-    /// Starts a recording: its uploads, then those that were not known when it was recorded, then its
-    /// dispatches, all after what was submitted before.
+    /// Starts a recording: its uploads, then those that were not known when it was recorded and replace
+    /// what it has for their tensors, then its dispatches, all after what was submitted before.
     ///
     /// # Errors
     /// [`Error::Device`] if the device fails.

@@ -326,7 +326,8 @@ impl Engine {
         pages: Option<&Pages>,
     ) -> Result<(Plan, Recording)> {
         let pages = pages.unwrap_or(&self.cache.pages);
-        let plan = plan(pages, batch, self.model.rows_per_work());
+        let model = &self.model;
+        let plan = plan(pages, batch, model.rows_per_work(), model.windows());
         let furthest = plan.positions.iter().copied().max().unwrap_or(0) as usize;
         if furthest >= self.model.n_positions() {
             return Err(Error::Limit {

@@ -201,9 +201,8 @@ fn weights(files: &ModelFiles, as_codes: Option<DType>) -> u64 {
 /// Bytes of a fused matrix. Orders of channels that differ among its parts are only known once it is read.
 fn matrix(files: &ModelFiles, parts: &[Part], cols: usize, as_codes: Option<DType>) -> u64 {
     let rows = parts.iter().map(|part| part.padded).sum();
-    let packed = parts
-        .iter()
-        .map(|part| files.tensors.packed(&part.name).cloned());
+    let names = || parts.iter().map(|part| files.tensors.place(&part.name).0);
+    let packed = names().map(|name| files.tensors.packed(name).cloned());
     let packed: Option<Vec<Packed>> = packed.collect();
     let scheme = match (as_codes, packed) {
         (Some(dtype), _) => Some(Scheme {
@@ -225,7 +224,7 @@ fn matrix(files: &ModelFiles, parts: &[Part], cols: usize, as_codes: Option<DTyp
         };
         return product(&[rows, one.row_words() + one.groups(), 4]);
     }
-    let dtypes: Vec<_> = parts.iter().map(|part| float(files, &part.name)).collect();
+    let dtypes: Vec<_> = names().map(|name| float(files, name)).collect();
     let alike = dtypes[0].filter(|_| dtypes.iter().all(|&d| d == dtypes[0]));
     product(&[rows, padded(cols), alike.unwrap_or(DType::F32).size()])
 }

@@ -2,8 +2,8 @@
 //!
 //! A *split* is a list of tiles of keys; a *work item* is a split and the rows that it serves at once,
 //! so that a key is read once for all of them. A tile lies in one block, where the row's query has the
-//! `location`: the angle it is rotated to, and the last key index it sees (paper 3.4, appendix B). A
-//! pair (split, row) yields one unnormalised partial with its largest score and its sum; [`super::merge`]
+//! `location`: the angle it is rotated to, and the last key index it sees (paper 3.4, appendix B); with a
+//! window, the keys that far before it are the last that it sees. A pair (split, row) yields one unnormalised partial with its largest score and its sum; [`super::merge`]
 //! puts them together.
 //!
 //! A row's arithmetic depends only on the tiles of its splits, in their order, and on which of their keys
@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::case::{Rng, case, floats, output, words};
 use super::dot::{ARCH, dot_products, widen};
-use super::place::{Arena, rotate};
+use super::place::Arena;
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
@@ -51,6 +51,7 @@ pub static OP: Op = Op {
         "n_rows",
         "rows_per_work",
         "scale",
+        "window",
     ],
     args: &[
         ("tiles", Read),
@@ -111,7 +112,18 @@ struct Params {
     n_rows: u32,
     rows_per_work: u32,
     scale: f32,
+    window: u32,
 }
+
+impl Params {
+    /// The first key index that a row sees from a location; all before it lie outside its window.
+    fn first_seen(self, location: i32) -> i64 {
+        i64::from(location) + 1 - i64::from(self.window)
+    }
+}
+
+/// The window of rows that see everything: more than any location.
+const NO_WINDOW: u32 = i32::MAX.cast_unsigned();
 
 /// How a workgroup of `attend.wgsl` is laid out; only `rows` depends on the batch.
 struct Geometry {
@@ -227,7 +239,8 @@ fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'a> {
     /// `[n_tiles, 4]`: slot of the first key, its index in the block, keys plus 65,536 times the keys of the
-    /// split that come before, block. A split has at most [`SPLIT`] keys.
+    /// split that come before, block. A split has at most [`SPLIT`] keys. A work item may leave out tiles at
+    /// the front of its split, which none of its rows sees: bits are as if they were there.
     pub tiles: &'a Tensor,
     /// `[n_work, 4]`: first tile, end of the tiles, first pair, pairs.
     pub work: &'a Tensor,
@@ -241,6 +254,8 @@ pub struct Work<'a> {
     pub n_rows: usize,
     /// Most pairs of a work item; at most [`rows_per_work`].
     pub rows_per_work: usize,
+    /// Keys that a row sees at most, back from its location in a block; none: all of them.
+    pub window: Option<usize>,
 }
 
 /// Records the partials of all work items.
@@ -249,7 +264,7 @@ pub struct Work<'a> {
 /// `[>= n_pairs, n_heads, head_dim]`; `stats` `[>= n_pairs, n_heads, 2]`, largest score and sum.
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or a work item has more rows than [`rows_per_work`].
 pub fn attend(
     r: &mut Recording,
     work: Work<'_>,
@@ -275,6 +290,10 @@ pub fn attend(
         0,
         "attend: heads are divided among the KV heads"
     );
+    assert!(
+        work.rows_per_work <= rows_per_work(q.cols(), n_heads, n_kv_heads),
+        "attend: a work item has more rows than are served at once"
+    );
     let params = Params {
         n_work: u32_of(work.n_work),
         n_heads: u32_of(n_heads),
@@ -283,6 +302,10 @@ pub fn attend(
         n_rows: u32_of(work.n_rows),
         rows_per_work: u32_of(work.rows_per_work),
         scale,
+        window: work
+            .window
+            .and_then(|window| u32::try_from(window).ok())
+            .map_or(NO_WINDOW, |window| window.min(NO_WINDOW)),
     };
     let Work {
         tiles,
@@ -338,7 +361,8 @@ fn reference(args: &mut Args<'_>) {
                 {
                     let location = locations.i32s()[tile[3] as usize * p.n_rows as usize + row];
                     for key in 0..u32_of(keys_and_start(tile).0) {
-                        if i64::from(tile[1] + key) > i64::from(location) {
+                        let index = i64::from(tile[1] + key);
+                        if index > i64::from(location) || index < p.first_seen(location) {
                             continue;
                         }
                         let location = usize::try_from(location).expect("it sees a key");
@@ -449,6 +473,7 @@ impl Inputs<'_> {
         }
         let mut rotated = vec![0.0; rows.len() * gqa * dim];
         let (mut keys, mut values) = (vec![0.0; TILE * dim], vec![0.0; TILE * dim]);
+        let mut angles = vec![0.0; dim];
         let mut block = u32::MAX;
         for tile in self.tiles[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4) {
             let location =
@@ -457,11 +482,17 @@ impl Inputs<'_> {
                 block = tile[3];
                 for (row, to) in rows.iter().zip(rotated.chunks_exact_mut(gqa * dim)) {
                     let from = (*row as usize * heads + kv_head * gqa) * dim;
-                    to.copy_from_slice(&self.q[from..from + gqa * dim]);
                     let at = usize::try_from(location(*row)).unwrap_or(0) * dim;
-                    for head in to.chunks_exact_mut(dim) {
-                        rotate(head, &self.angles[at..at + dim]);
+                    let (cos, sin) = angles.split_at_mut(dim / 2);
+                    let pairs = self.angles[at..at + dim].chunks_exact(2);
+                    for ((cos, sin), pair) in cos.iter_mut().zip(sin).zip(pairs) {
+                        (*cos, *sin) = (pair[0], pair[1]);
                     }
+                    ARCH.dispatch(Rotate {
+                        from: &self.q[from..from + gqa * dim],
+                        to,
+                        angles: &angles,
+                    });
                 }
             }
             let (n_keys, _) = keys_and_start(tile);
@@ -472,17 +503,55 @@ impl Inputs<'_> {
             }
             let queries = rotated.chunks_exact(gqa * dim);
             for ((row, queries), (partial, stats)) in rows.iter().zip(queries).zip(&mut outputs) {
-                // The first key index that the row does not see any more.
-                let end = i64::from(location(*row)) + 1 - i64::from(tile[1]);
-                let visible = usize::try_from(end).unwrap_or(0).min(n_keys);
+                // From the first key that the row sees to the first that it does not see any more.
+                let location = location(*row);
+                let in_tile = |index: i64| {
+                    let at = index.saturating_sub(i64::from(tile[1])).max(0);
+                    usize::try_from(at).map_or(n_keys, |at| at.min(n_keys))
+                };
+                let end = in_tile(i64::from(location) + 1);
+                let seen = in_tile(p.first_seen(location)).min(end) * dim..end * dim;
                 ARCH.dispatch(Tile {
-                    keys: &keys[..visible * dim],
-                    values: &values[..visible * dim],
+                    keys: &keys[seen.clone()],
+                    values: &values[seen],
                     scale: p.scale,
                     queries,
                     partial,
                     stats,
                 });
+            }
+        }
+    }
+}
+
+/// Heads, rotated by the cosines and then the sines of one location.
+struct Rotate<'a> {
+    from: &'a [f32],
+    to: &'a mut [f32],
+    angles: &'a [f32],
+}
+
+impl WithSimd for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let half = self.angles.len() / 2;
+        let (cos, sin) = self.angles.split_at(half);
+        let ((cos, cos_tail), (sin, sin_tail)) = (S::as_simd_f32s(cos), S::as_simd_f32s(sin));
+        let heads = self.from.chunks_exact(2 * half);
+        for (from, to) in heads.zip(self.to.chunks_exact_mut(2 * half)) {
+            let ((a, b), (x, y)) = (from.split_at(half), to.split_at_mut(half));
+            let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+            let ((x, x_tail), (y, y_tail)) = (S::as_mut_simd_f32s(x), S::as_mut_simd_f32s(y));
+            for i in 0..x.len() {
+                x[i] =
+                    simd.mul_add_e_f32s(a[i], cos[i], simd.neg_f32s(simd.mul_f32s(b[i], sin[i])));
+                y[i] = simd.mul_add_e_f32s(b[i], cos[i], simd.mul_f32s(a[i], sin[i]));
+            }
+            for i in 0..x_tail.len() {
+                x_tail[i] = a_tail[i] * cos_tail[i] - b_tail[i] * sin_tail[i];
+                y_tail[i] = b_tail[i] * cos_tail[i] + a_tail[i] * sin_tail[i];
             }
         }
     }
@@ -570,6 +639,8 @@ struct Scene<'a> {
     split: usize,
     /// Range of the inputs.
     range: f32,
+    /// Keys that a row sees back from its location.
+    window: Option<usize>,
 }
 
 impl Scene<'_> {
@@ -603,10 +674,22 @@ impl Scene<'_> {
             let n = ends.take_while(|&end| end <= self.split).count();
             let (chunk, later) = rest.split_at(n);
             rest = later;
-            let mut start = 0;
-            for &[slot, first, keys, block] in chunk {
-                tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
+            let reaches = |row: &&[i32], tile: &[usize; 4]| {
+                let location = i64::from(row[tile[3]]);
+                let window = self.window.map_or(i64::MAX, |window| window as i64);
+                location >= 0 && location - ((tile[1] + tile[2]) as i64 - 1) < window
+            };
+            // As in a plan: in front, what no row sees is left out.
+            let (mut start, mut is_outside) = (0, true);
+            for tile @ &[slot, first, keys, block] in chunk {
+                is_outside &= !self.locations.iter().any(|row| reaches(row, tile));
+                if !is_outside {
+                    tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
+                }
                 start += keys;
+            }
+            if is_outside {
+                continue;
             }
             let sees = |row: &usize| chunk.iter().any(|tile| self.locations[*row][tile[3]] >= 0);
             let rows: Vec<u32> = (0..n_rows).filter(sees).map(u32_of).collect();
@@ -625,6 +708,7 @@ impl Scene<'_> {
             n_rows: u32_of(n_rows),
             rows_per_work: most,
             scale: 1.0 / (dim as f32).sqrt(),
+            window: self.window.map_or(NO_WINDOW, u32_of),
         };
         let locations: Vec<u32> = (0..self.blocks.len())
             .flat_map(|block| {
@@ -690,6 +774,7 @@ fn cases() -> Vec<Case> {
         locations: &[],
         split: 64,
         range: 1.5,
+        window: None,
     };
     // The authors' kernel test: 2 workers with 2 new tokens each, QwQ-32B heads, everything in [-2, 2].
     let authors = |bites: bool| -> [[i32; 4]; 4] {
@@ -829,6 +914,34 @@ fn cases() -> Vec<Case> {
             heads: [8, 2, 256],
             blocks: &[9, 40],
             locations: &[&[48, 39], &[60, 20]],
+            ..base
+        },
+        Scene {
+            name: "a window that ends within tiles and leaves out others",
+            heads: [4, 2, 32],
+            blocks: &[150, 20, 7],
+            locations: &[&[176, 26, 6], &[140, -1, 3], &[160, 10, 300]],
+            split: SPLIT,
+            window: Some(90),
+            ..base
+        },
+        Scene {
+            name: "a window of one key",
+            dtype: DType::F16,
+            heads: [5, 1, 128],
+            blocks: &[100, 3],
+            locations: &[&[40, -1], &[102, 2], &[99, 0]],
+            window: Some(1),
+            ..base
+        },
+        Scene {
+            name: "a window in which rows share no key, a head of 24",
+            dtype: DType::BF16,
+            heads: [14, 2, 24],
+            blocks: &[3, 1, 70, 2, 250],
+            locations: &[&[40, 37, 36, -1, -1], &[325, 322, 321, 251, 249]],
+            split: SPLIT,
+            window: Some(33),
             ..base
         },
         Scene {

@@ -80,7 +80,7 @@ pub fn measure() -> Host {
         let batch = Batch {
             turns: (0..WORKERS).map(turn).collect(),
         };
-        let plan = plan(&cache.pages, &batch, model.rows_per_work());
+        let plan = plan(&cache.pages, &batch, model.rows_per_work(), model.windows());
         let planned = started.elapsed().as_secs_f64();
         let recording = model
             .forward(&plan, By::Columns, &cache, &mut scratch)

@@ -260,7 +260,9 @@ fn one_worker_costs_what_a_kernel_for_one_row_costs() {
     let Some(device) = adapter() else { return };
     let _alone = alone();
     let model = model(device, &dense_config(), DType::F16);
-    let pass = Pass::new(&model, &[256], 1).only(&["project"]);
+    let pass = Pass::new(&model, &[256], 1);
+    pass.play();
+    let pass = pass.only(&["project"]);
     // The widest that is added to its output: the projection down.
     let matrix = |d: &&Dispatch| d.args[2].shape() == [1024, 3072];
     let down = pass.recording.dispatches.iter().find(matrix).unwrap();

@@ -270,7 +270,12 @@ fn dispatches(args: &Args, device: &Arc<Device>, ops: &[&'static Op]) -> Result<
                 shared: false,
             };
             let context = args.context as usize;
-            let model = Arc::new(Model::random(device.clone(), &config, how, context + 64)?);
+            let model = Arc::new(Model::random(
+                device.clone(),
+                &config,
+                how,
+                context.max(256) + 64,
+            )?);
             for &workers in &args.workers {
                 let mut scene = Scene::new(&model, DType::F16, [context, 1], workers.into())?;
                 let plan = scene.planned();

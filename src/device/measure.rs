@@ -35,6 +35,11 @@ impl Samples {
         f64::midpoint(self.0[(n - 1) / 2], self.0[n / 2])
     }
 
+    /// The least: what else the machine does only adds to a time.
+    pub fn least(&self) -> f64 {
+        self.0[0]
+    }
+
     /// The first and third quartile.
     pub fn quartiles(&self) -> [f64; 2] {
         let last = self.0.len() - 1;

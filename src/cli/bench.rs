@@ -208,31 +208,28 @@ impl<'a> Bench<'a> {
         let bandwidth = Memory::new(&device)?.bandwidth()?;
         let furthest = contexts.iter().max().copied().unwrap_or(0);
         let n_positions = furthest + (passes + WARM_UP + 4) * 17;
-        let (name, model) = match args.model.as_ref().zip(directory) {
-            Some((path, directory)) => {
-                let files = ModelFiles::open(directory)?;
-                let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
-                (path.display().to_string(), model)
-            }
-            None => {
-                let config = shapes::find(&args.shape)?;
-                let config = shortened(config, args.what);
-                let how = RandomWeights {
-                    dtype: args.weights,
-                    shared: args.share_layers,
-                };
-                let model = Model::random(device.clone(), &config, how, n_positions)?;
-                let stored = match args.weights {
-                    DType::U4 => "awq",
-                    other => other.name(),
-                };
-                let shared = if args.share_layers {
-                    ", one layer's memory for all"
-                } else {
-                    ""
-                };
-                (format!("{} {stored}{shared}", args.shape), Arc::new(model))
-            }
+        let (name, model) = if let Some((path, directory)) = args.model.as_ref().zip(directory) {
+            let files = ModelFiles::open(directory)?;
+            let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
+            (path.display().to_string(), model)
+        } else {
+            let config = shapes::find(&args.shape)?;
+            let config = shortened(config, args.what);
+            let how = RandomWeights {
+                dtype: args.weights,
+                shared: args.share_layers,
+            };
+            let model = Model::random(device.clone(), &config, how, n_positions)?;
+            let stored = match args.weights {
+                DType::U4 => "awq",
+                other => other.name(),
+            };
+            let shared = if args.share_layers {
+                ", one layer's memory for all"
+            } else {
+                ""
+            };
+            (format!("{} {stored}{shared}", args.shape), Arc::new(model))
         };
         Ok(Self {
             args,

@@ -234,19 +234,20 @@ impl Bringing<'_, '_> {
     }
 
     fn one(&mut self, about: &About) -> Result<()> {
-        let commit = &self.snapshot.commit;
-        if !self.repo.has(&about.tag, about.size) {
-            let (patience, name) = (self.remote.limits().lock, &about.name);
+        let (commit, name) = (&self.snapshot.commit, &about.name);
+        let has = || self.repo.has(&about.tag, about.size);
+        // Held until the file is placed, so that no other process replaces its content.
+        let mut _held = None;
+        if !has() {
             let watch = &mut *self.watch;
             let mut tell = || watch.note(&format!("another process brings {name}; waiting for it"));
-            let _held = self.repo.lock(&about.tag, patience, &mut tell)?;
+            let patience = self.remote.limits().lock;
+            _held = self.repo.lock(&about.tag, patience, &mut tell)?;
             // The other process may have brought it.
-            if !self.repo.has(&about.tag, about.size) {
+            if !has() {
                 download::download(self.remote, self.repo, commit, about, self.done, self.watch)?;
             }
-            // Before another may replace the content.
-            return self.repo.place(commit, name, &about.tag);
         }
-        self.repo.place(commit, &about.name, &about.tag)
+        self.repo.place(commit, name, &about.tag)
     }
 }

@@ -3,6 +3,10 @@
 
 use std::fmt;
 
+/// Ends that git keeps for itself.
+const GIT: &str = ".git";
+const LOCK: &str = ".lock";
+
 /// A model of the hub: `owner/name`.
 ///
 /// As Hugging Face has it: letters, digits, `_`, `-` and `.`, the name at most 96 of them, none of the two
@@ -22,7 +26,7 @@ impl RepoId {
                 && part.starts_with(word)
                 && part.ends_with(word)
         };
-        let whole = !text.contains("--") && !text.contains("..") && !text.ends_with(".git");
+        let whole = !text.contains("--") && !text.contains("..") && !text.ends_with(GIT);
         (part(owner) && part(name) && whole).then(|| Self(text.to_owned()))
     }
 
@@ -54,9 +58,8 @@ pub struct Revision(String);
 impl Revision {
     /// The revision that a text is, if it is one.
     pub fn parse(text: &str) -> Option<Self> {
-        let part = |part: &str| {
-            !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with(".lock")
-        };
+        let part =
+            |part: &str| !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with(LOCK);
         let odd = |c: char| c.is_control() || c == ' ' || "~^:?*[\\<>|\"".contains(c);
         let fits = text.len() <= 200
             && text.split('/').all(part)

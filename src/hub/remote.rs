@@ -101,7 +101,7 @@ impl<'a> Attempts<'a> {
         let wait = asked.unwrap_or(Duration::ZERO).max(self.wait.min(longest));
         self.left -= 1;
         self.wait = self.wait.saturating_mul(2);
-        note(&format!("{problem}; again in {:.0?}", wait));
+        note(&format!("{problem}; again in {wait:.0?}"));
         std::thread::sleep(wait);
         Ok(())
     }
@@ -198,7 +198,7 @@ impl<'a> Remote<'a> {
                     let problem = format!("the listing of its files is over {most} bytes");
                     Failure::Final(self.error(problem))
                 }
-                other => self.failure(other, &url),
+                other => self.failure(&other, &url),
             })
         })?;
         let model: Model = serde_json::from_slice(&bytes).map_err(|e| {
@@ -304,7 +304,7 @@ impl<'a> Remote<'a> {
             {
                 request = request.header("authorization", token.header());
             }
-            let response = request.call().map_err(|e| self.failure(e, &here))?;
+            let response = request.call().map_err(|e| self.failure(&e, &here))?;
             if linked.own {
                 linked.add(response.headers());
             }
@@ -350,7 +350,7 @@ impl<'a> Remote<'a> {
             200 | 206 | 301..=303 | 307 | 308 => return Ok(()),
             408 | 429 | 500 | 502 | 503 | 504 => {
                 let wait = number(headers, "retry-after").map(Duration::from_secs);
-                let what = format!("{} answers with status {status}", from);
+                let what = format!("{from} answers with status {status}");
                 return Err(Failure::Passing(what, wait));
             }
             // The address of a large file is valid for a while only; the next attempt gets another.
@@ -374,23 +374,23 @@ impl<'a> Remote<'a> {
                 format!("has no revision {revision}; see --revision")
             }
             404 if code == "EntryNotFound" => {
-                format!("{} is not there", from)
+                format!("{from} is not there")
             }
             404 => format!(
                 "{endpoint} has no such model or no revision {revision} of it (status 404); check both names"
             ),
-            _ => format!("{} answers with status {status}", from),
+            _ => format!("{from} answers with status {status}"),
         };
         Err(self.error(problem).into())
     }
 
     /// Whether to try again after an error of the connection.
-    pub(super) fn failure(&self, error: ureq::Error, url: &str) -> Failure {
+    pub(super) fn failure(&self, error: &ureq::Error, url: &str) -> Failure {
         use ureq::Error as Http;
 
         let what = format!("{}: {error}", shown_url(url));
         match error {
-            Http::Io(ref e) if e.kind() == io::ErrorKind::InvalidData => {
+            Http::Io(e) if e.kind() == io::ErrorKind::InvalidData => {
                 Failure::Final(self.error(what))
             }
             Http::Io(_)

@@ -81,16 +81,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(60),
+            answer: Duration::from_mins(1),
             stall: Duration::from_secs(30),
             crawl: 1 << 10,
             tries: 5,
             progress: 1 << 20,
             wait: Duration::from_secs(1),
-            longest_wait: Duration::from_secs(300),
+            longest_wait: Duration::from_mins(5),
             redirects: 10,
             listing: 32 << 20,
-            lock: Duration::from_secs(3600),
+            lock: Duration::from_hours(1),
         }
     }
 }

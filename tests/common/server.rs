@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,8 +71,8 @@ impl Reply {
         }
     }
 
-    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.push((name, value.to_string()));
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -179,10 +180,10 @@ fn serve(
         .iter()
         .any(|(name, _)| *name == "content-length")
     {
-        head += &format!("content-length: {}\r\n", reply.body.len());
+        let _ = write!(head, "content-length: {}\r\n", reply.body.len());
     }
     for (name, value) in &reply.headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     if matches!(reply.sending, Sending::EndlessHeaders) {
         stream.write_all(head.as_bytes())?;

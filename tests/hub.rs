@@ -609,6 +609,16 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
 }
 
 #[test]
+fn an_encrypted_hub_is_not_spoken_to_in_the_open() {
+    let mut world = World::new(files());
+    world.settings.endpoint = world.hub.url.replace("http://", "https://");
+    world.settings.limits.connect = Duration::from_millis(300);
+    world.settings.limits.tries = 2;
+    world.must_fail(&["tiny/model", "https://"]);
+    assert!(world.hub.seen().is_empty(), "nothing that it can read");
+}
+
+#[test]
 fn redirections_are_followed_within_the_hub_and_bounded() {
     // The listing is under another name, as of a model that was renamed.
     let world = World::twisted(

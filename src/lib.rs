@@ -65,6 +65,7 @@ pub mod cli;
 pub mod demo;
 pub mod device;
 pub mod error;
+mod files;
 pub mod model;
 pub mod ops;
 pub mod protocol;

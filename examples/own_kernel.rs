@@ -69,6 +69,7 @@ fn kernel(name: &'static str, source: &'static str) -> Kernel {
             elements: &[],
             // The first parameter is n_rows.
             groups: |d, _| [d.params.get::<[u32; 4]>()[0].div_ceil(ROWS_PER_GROUP), 1, 1],
+            loads: None,
         }),
         // A kernel says on which devices and shapes it can run; the judge calls the rest unsupported.
         fits: |_, caps| caps.subgroup.0 >= 4,

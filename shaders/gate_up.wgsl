@@ -1,4 +1,4 @@
-// uses: linear, gate_up_op, columns
+// uses: quad, norm_scale, gate_up_op, columns
 // Gated projection: y[r, n] = silu(gate(norm(x))[r, n]) * up(norm(x))[r, n].
 //
 // By columns: decoding, at most 16 rows of x at once. One subgroup serves a quad of weight rows.

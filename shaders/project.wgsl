@@ -1,4 +1,4 @@
-// uses: linear, project_op, columns
+// uses: quad, norm_scale, project_op, columns
 // Projection: y[r, first + n] = (y if add) + sum_k norm(x)[r, k] * weight[n, k] + bias[first + n].
 //
 // By columns: decoding, at most 16 rows of x at once. One subgroup serves a quad of weight rows.

@@ -1,4 +1,4 @@
-// uses: linear, rope, qkv_op, columns
+// uses: quad, norm_scale, rope, qkv_op, columns
 // Queries, keys and values of norm(x): projection, bias, rotation of the keys, write to the cache.
 //
 // By columns: decoding, at most 16 rows of x at once. One subgroup serves a quad of weight rows.

@@ -130,6 +130,15 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
 
+    /// A model of the hub is not in the cache, and could not be brought there.
+    #[error("{what}: {problem}")]
+    Hub {
+        /// The model, `owner/name`.
+        what: String,
+        /// What happened, and what to do.
+        problem: String,
+    },
+
     /// A log cannot be replayed.
     #[error("{}:{line}: {problem}", path.display())]
     Log {
@@ -154,7 +163,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Exit code of the process: 1 failure, 2 usage, 3 bad model file, 4 device.
+    /// Exit code of the process: 1 failure, 2 usage, 3 bad model file, 4 device, 5 hub.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
@@ -163,7 +172,20 @@ impl Error {
             | Self::Tokenizer(_)
             | Self::Template { .. } => 3,
             Self::NoAdapter { .. } | Self::Device { .. } | Self::NotFinite { .. } => 4,
+            Self::Hub { .. } => 5,
             _ => 1,
+        }
+    }
+
+    /// Says of a failed device which pass it was in, from 0.
+    #[must_use]
+    pub fn in_pass(self, pass: u64) -> Self {
+        match self {
+            Self::Device { device, problem } => Self::Device {
+                device,
+                problem: format!("in pass {pass}: {problem}"),
+            },
+            other => other,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// The regular file that `dir/name` means, or `None` where there is none.
 ///
 /// A link is followed only in the layout of the Hugging Face cache, `snapshots/<revision>/name`,
-/// and only into that repository's own `blobs/`: a folder that was unpacked from elsewhere must not
+/// and only to a content of that repository: a folder that was unpacked from elsewhere must not
 /// be able to name other files of the machine.
 pub(crate) fn find(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
     let path = dir.join(name);
@@ -22,7 +22,6 @@ pub(crate) fn find(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
         Err(e) => return Err(Error::io(path)(e)),
     };
     if meta.is_symlink() {
-        let allowed = blobs_of(dir);
         let Ok(target) = fs::canonicalize(&path) else {
             return Err(Error::bad(
                 path,
@@ -30,7 +29,7 @@ pub(crate) fn find(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
                 "leads to a file that is not there",
             ));
         };
-        if allowed.is_none() || target.parent() != allowed.as_deref() {
+        if !is_content(dir, &target) {
             return Err(Error::bad(
                 path,
                 "link",
@@ -52,14 +51,24 @@ fn regular(path: PathBuf, meta: &fs::Metadata) -> Result<PathBuf> {
     }
 }
 
-/// `blobs/` of the repository, if `dir` is a snapshot in the Hugging Face cache.
-fn blobs_of(dir: &Path) -> Option<PathBuf> {
-    let dir = fs::canonicalize(dir).ok()?;
-    let snapshots = dir.parent()?;
-    if snapshots.file_name()? != "snapshots" {
-        return None;
-    }
-    fs::canonicalize(snapshots.parent()?.join("blobs")).ok()
+/// Whether `dir` is a snapshot in the Hugging Face cache, and `target` a content of its repository,
+/// `blobs/<tag>`, or of the store that its newer versions share between repositories,
+/// `<cache>/blobs/<2 digits>/<64 digits>`.
+fn is_content(dir: &Path, target: &Path) -> bool {
+    let is_in =
+        |folder: PathBuf| fs::canonicalize(folder).is_ok_and(|f| target.parent() == Some(&f));
+    let Ok(dir) = fs::canonicalize(dir) else {
+        return false;
+    };
+    let snapshots = dir.parent().filter(|s| s.ends_with("snapshots"));
+    let Some(repo) = snapshots.and_then(Path::parent) else {
+        return false;
+    };
+    let name = target.file_name().and_then(|name| name.to_str());
+    let digits = |name: &&str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let shared = name.filter(digits).zip(repo.parent());
+    is_in(repo.join("blobs"))
+        || shared.is_some_and(|(name, cache)| is_in(cache.join("blobs").join(&name[..2])))
 }
 
 /// The bytes of a small file, or `None` where there is none.

@@ -33,11 +33,14 @@
 //!         -> Session::step     -> one batch: a range of tokens per worker     (session)
 //!         -> cache::plan       -> slots to write, tiles to read, locations    (numbers only)
 //!         -> Model::forward    -> Recording                                   (records, computes nothing)
-//!         -> Device::play      -> logits                                      (WGSL or Rust kernels)
-//!         -> Sampling::sample  -> one token per worker                        (pure)
+//!         -> ops::sample       -> the same, and how a token is chosen         (sampler)
+//!         -> Device::submit    -> one token per worker                        (WGSL or Rust kernels)
 //!         -> Protocol::observe -> speak on, close the step, finish            (pure)
 //!         -> Event             -> terminal, log; replay runs it again
 //! ```
+//!
+//! While the device runs a pass, the engine plans and records the next one, guessing that every worker
+//! will speak one token more. Only the tokens are missing then; a wrong guess is dropped.
 //!
 //! # Map
 //!
@@ -45,8 +48,11 @@
 //!   that names `wgpu`.
 //! * [`ops`]: every kind of dispatch: its verb, f64 reference, cases, tolerance, kernels.
 //! * [`cache`]: blocks over pages, layouts (who sees what), the plan of a pass.
-//! * [`model`]: a model directory, its checks, the forward pass, and [`model::Engine`], which plays it.
-//! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, logits to a token, what may be said.
+//! * [`model`]: a model directory, its checks, quantised weights, the forward pass, and
+//!   [`model::Engine`], which plays it.
+//! * [`hub`]: a model's name to a model directory, through the Hugging Face cache.
+//! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, what a choice of a token is (the op
+//!   [`ops::sample`] computes it), what may be said.
 //! * [`session`]: the loop, its events, logs and replay.
 //! * [`cli`]: the command line.
 //!
@@ -56,6 +62,7 @@
 //! * Within a pass every worker's new tokens are stored before any of them attends.
 //! * A worker's bits depend on what it sees, not on who shares the pass, in which order, or where a
 //!   prefill was cut.
+//! * The same logits give the same token on every device; only ids come back from it.
 //! * Header and events of a log are the session: the same model runs them again to the same ids.
 //! * Any file may be hostile; the worst result is an [`Error`] that names it.
 
@@ -66,6 +73,7 @@ pub mod demo;
 pub mod device;
 pub mod error;
 mod files;
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod protocol;

@@ -46,6 +46,14 @@ fn wide_heads() -> TinyModel {
     }
 }
 
+/// All layers see the last 70 tokens: less than a page fits in, and more than most blocks have.
+fn windowed() -> TinyModel {
+    TinyModel {
+        window: Some(70),
+        ..TinyModel::default()
+    }
+}
+
 fn tokens(name: &str, n: usize) -> Vec<u32> {
     let mut random = Random::new(name);
     let next = |_| u32::try_from(random.below(VOCAB)).unwrap();
@@ -202,7 +210,7 @@ impl Scene {
 fn models(shape: &TinyModel, seed: &str, n_positions: usize) -> (Textbook, Vec<Arc<Model>>) {
     let dir = tempfile::tempdir().unwrap();
     shape.write(dir.path(), seed);
-    let textbook = Textbook::load(dir.path()).unwrap();
+    let textbook = Textbook::load_for(dir.path(), n_positions).unwrap();
     let load = |device| load(&Arc::new(device), shape, seed, n_positions);
     (textbook, devices().into_iter().map(load).collect())
 }
@@ -302,7 +310,7 @@ fn beside(model: &Arc<Model>, layout: Layout, n_others: usize) -> Vec<Vec<f32>> 
 #[test]
 fn a_workers_bits_do_not_depend_on_who_else_is_in_the_pass() {
     for device in devices().into_iter().map(Arc::new) {
-        for shape in [TinyModel::default(), wide_heads()] {
+        for shape in [TinyModel::default(), wide_heads(), windowed()] {
             let model = load(&device, &shape, "beside", 1024);
             let alone = bits(&beside(&model, Layout::Interleaved, 0));
             for n_others in [1, 2, 7, 15] {
@@ -318,7 +326,7 @@ fn a_workers_bits_do_not_depend_on_who_else_is_in_the_pass() {
 #[test]
 fn a_workers_bits_do_not_depend_on_when_the_tokens_it_sees_were_fed() {
     for device in devices().into_iter().map(Arc::new) {
-        for shape in [TinyModel::default(), wide_heads()] {
+        for shape in [TinyModel::default(), wide_heads(), windowed()] {
             let model = load(&device, &shape, "when", 512);
             let run = |joint: bool| {
                 let mut engine = engine(&model, DType::F32, 64);
@@ -361,7 +369,7 @@ fn a_workers_bits_do_not_depend_on_the_order_of_turns() {
         [5, 0, 3, 6, 1, 4, 2],
     ];
     for device in devices().into_iter().map(Arc::new) {
-        for shape in [TinyModel::default(), wide_heads()] {
+        for shape in [TinyModel::default(), wide_heads(), windowed()] {
             let model = load(&device, &shape, "order", 512);
             let run = |order: [usize; 7]| {
                 let mut engine = engine(&model, DType::F16, 64);
@@ -412,6 +420,7 @@ fn bits_do_not_depend_on_where_a_prefill_is_cut() {
         for (shape, cuts) in [
             (TinyModel::default(), &[1, 7, 16, 255][..]),
             (wide_heads(), &[16, 255][..]),
+            (windowed(), &[7, 255][..]),
         ] {
             let model = load(&device, &shape, "cut", 1024);
             let text = tokens("text", n);
@@ -608,6 +617,10 @@ fn every_shape_of_model_agrees_with_the_textbook() {
         factor: 4.0,
         original: 64,
     };
+    let longrope = |original| TinyRope::LongRope {
+        factor: 8.0,
+        original,
+    };
     let shapes = [
         (
             "3 x 3 heads of 8",
@@ -669,6 +682,50 @@ fn every_shape_of_model_agrees_with_the_textbook() {
                 qk_norm: true,
                 rope: llama3,
                 ..shape(5, 5, 40)
+            },
+        ),
+        (
+            "phi3, 4 x 2 heads of 32, a quarter rotated, long context, odd widths",
+            TinyModel {
+                hidden: 60,
+                ff: 172,
+                fused: true,
+                rotary: 0.25,
+                rope: longrope(64),
+                new_config: true,
+                ..shape(4, 2, 32)
+            },
+        ),
+        (
+            "phi3, 3 x 3 heads of 96, three quarters rotated, short context, f16",
+            TinyModel {
+                fused: true,
+                rotary: 0.75,
+                rope: longrope(512),
+                window: Some(33),
+                dtype: Dtype::F16,
+                ..shape(3, 3, 96)
+            },
+        ),
+        (
+            "mistral, 6 x 2 heads of 24, a window shorter than most blocks",
+            TinyModel {
+                window: Some(3),
+                ..shape(6, 2, 24)
+            },
+        ),
+        (
+            "qwen3, 4 x 1 heads of 40, fused, half rotated, yarn, a window but for layer 0",
+            TinyModel {
+                fused: true,
+                qk_norm: true,
+                bias: true,
+                rotary: 0.5,
+                rope: yarn,
+                window: Some(20),
+                dtype: Dtype::BF16,
+                layers: 3,
+                ..shape(4, 1, 40)
             },
         ),
         (
@@ -826,6 +883,64 @@ fn a_hidden_block_is_never_read() {
     }
 }
 
+/// Two workers whose windows of 20 tokens end in the second page of a step: the prompt, the first page and all
+/// that nobody sees may hold anything.
+#[test]
+fn what_lies_outside_every_window_is_never_read() {
+    let run = |device: &Arc<Device>, shape: &TinyModel, poisoned: bool| {
+        let model = load(device, shape, "outside", 512);
+        let mut engine = engine(&model, DType::F16, 64);
+        let pages = &mut engine.cache.pages;
+        let [prompt, step, a, b] = [pages.open(), pages.open(), pages.open(), pages.open()];
+        let turns = [
+            turn(&[prompt], &tokens("prompt", 290)),
+            turn(&[step], &tokens("step", 33)),
+            turn(&[a], &tokens("a", 7)),
+            turn(&[b], &tokens("b", 3)),
+        ];
+        engine.pass(&batch(turns)).unwrap();
+        engine.cache.pages.close(prompt);
+        engine.cache.pages.close(step);
+        if poisoned {
+            let mut seen = &slots(&engine, a) | &slots(&engine, b);
+            seen.extend((16..33).map(|i| engine.cache.pages.slot(step, i)));
+            let size = slot_bytes(&engine);
+            for layer in 0..model.config().n_layers {
+                for tensor in engine.cache.layer(layer) {
+                    for slot in (0..64 * PAGE).filter(|slot| !seen.contains(slot)) {
+                        device
+                            .write(tensor, slot * size, &vec![0xff; size])
+                            .unwrap();
+                    }
+                }
+            }
+        }
+        let mut out = Vec::new();
+        for pass in 0..3 {
+            let turns = [
+                turn(&[prompt, step, a], &tokens(&format!("a{pass}"), 2)),
+                turn(&[prompt, step, b], &tokens(&format!("b{pass}"), 1)),
+            ];
+            out.extend(engine.pass(&batch(turns)).unwrap());
+        }
+        out
+    };
+    let window = TinyModel {
+        window: Some(20),
+        ..TinyModel::default()
+    };
+    for device in devices().into_iter().map(Arc::new) {
+        let want = run(&device, &window, false);
+        assert!(
+            bits(&run(&device, &window, true)) == bits(&want),
+            "slots outside were read"
+        );
+        let all = run(&device, &TinyModel::default(), true);
+        let is_nan = |row: &Vec<f32>| row.iter().all(|v| v.is_nan());
+        assert!(all.iter().all(is_nan), "without a window they are read");
+    }
+}
+
 #[test]
 fn a_narrow_cache_is_near_the_textbook_and_is_narrow() {
     let shape = TinyModel {
@@ -923,6 +1038,7 @@ fn authors(device: &Device, dtype: DType, far: i32, published: bool) -> [f64; 2]
             let first_tile = tiles.len();
             for first in (split..len.min(split + SPLIT)).step_by(TILE) {
                 let keys = TILE.min(len - first);
+                let keys = keys | (first - split) << 16;
                 tiles.push([starts[block] + first, first, keys, block].map(u32_of));
             }
             work.push([first_tile, tiles.len(), pair_rows.len(), 4].map(u32_of));
@@ -968,6 +1084,7 @@ fn authors(device: &Device, dtype: DType, far: i32, published: bool) -> [f64; 2]
             n_work: work.len(),
             n_rows,
             rows_per_work: 4,
+            window: None,
         },
         &angles_on_device,
         &q_on_device,

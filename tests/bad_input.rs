@@ -346,7 +346,16 @@ an end id beyond the vocabulary | config | eos_token_id | [2, 512] | eos_token_i
 an end id below 0 | config | eos_token_id | -1 | eos_token_id
 a first id with a fraction | config | bos_token_id | 1.5 | bos_token_id
 an end id in words | config | eos_token_id | ["</s>"] | eos_token_id
-a sliding layer | config | layer_types | ["full_attention", "sliding_attention", "full_attention"] | "sliding_attention"
+a sliding layer | config | layer_types | ["full_attention", "sliding_attention", "full_attention"] | layer_types: has sliding_attention
+an unknown kind of layer | config | layer_types | ["full_attention", "chunked_attention", "full_attention"] | layer_types "chunked_attention" is not
+a kind of layer that is a number | config | layer_types | [1, 1, 1] | layer_types 1 is not
+layer types in one word | config | layer_types | "full_attention" | layer_types
+too many layer types | config | layer_types | ["full_attention", "full_attention", "full_attention", "full_attention"] | layer_types
+a window of 0 | config | sliding_window | 0 | sliding_window
+a window below 0 | config | sliding_window | -1 | sliding_window
+a window with a fraction | config | sliding_window | 64.5 | sliding_window
+a window beyond 2^32 | config | sliding_window | 4294967297 | sliding_window
+a window that is switched in words | config | use_sliding_window | "yes" | use_sliding_window
 too few layer types | config | layer_types | ["full_attention"] | layer_types
 a base of 0 | config | rope_theta | 0 | rope_theta
 a base below 0 | config | rope_theta | -1e4 | rope_theta
@@ -355,11 +364,28 @@ a base that makes frequencies overflow | config | rope_theta | 1e-44 | rope_thet
 rope scaling in words | config | rope_scaling | "yarn" | rope_scaling
 rope scaling without a type | config | rope_scaling | {"factor": 2.0} | rope_scaling.rope_type
 two types | config | rope_scaling | {"type": "yarn", "rope_type": "default"} | rope_scaling.rope_type
-su | config | rope_scaling | {"type": "su"} | 'su'
+su without its tables | config | rope_scaling | {"type": "su"} | rope_scaling.short_factor
 two bases that differ | config | rope_parameters | {"rope_type": "default", "rope_theta": 1e4} | rope_parameters.rope_theta
 parameters per kind of layer | config | rope_parameters | {"full_attention": {"rope_type": "default"}} | rope_parameters
-half a head rotated | config | partial_rotary_factor | 0.5 | partial_rotary_factor
-half a head rotated, inside | config | rope_parameters | {"rope_type": "default", "partial_rotary_factor": 0.5} | rope_parameters.partial_rotary_factor
+no channel rotated | config | partial_rotary_factor | 0 | partial_rotary_factor
+more than a head rotated | config | partial_rotary_factor | 1.5 | partial_rotary_factor
+a share of a head below 0 | config | partial_rotary_factor | -0.5 | partial_rotary_factor
+a share of a head in words | config | partial_rotary_factor | "half" | partial_rotary_factor
+an odd number of channels rotated | config | partial_rotary_factor | 0.1 | partial_rotary_factor
+no channel rotated, inside | config | rope_parameters | {"rope_type": "default", "partial_rotary_factor": 0.01} | partial_rotary_factor
+longrope with a short table too short | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope with a long table too long | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.long_factor
+longrope with an empty table | config | rope_scaling | {"type": "longrope", "short_factor": [], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope without a long table | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": null} | rope_scaling.long_factor
+longrope with a table of one number | config | rope_scaling | {"type": "longrope", "short_factor": 1.5, "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope with a factor of 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 0]} | rope_scaling.long_factor
+longrope with a factor below 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, -1], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope with a factor in words | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, "1.5"], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope with a factor beyond f32 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1e60], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
+longrope with multipliers of its tables | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "short_mscale": 1.1} | rope_scaling.short_mscale 1.1 is not
+longrope with an attention factor of 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "attention_factor": 0} | rope_scaling.attention_factor
+longrope from 1 position | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "original_max_position_embeddings": 1} | original_max_position_embeddings
+longrope with a scaling factor of 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "factor": 0} | rope_scaling.factor
 a missing head that is not tied | config and weights | tie_word_embeddings | false | lm_head.weight
 a vocabulary larger than the embedding | config and weights | vocab_size | 513 | model.embed_tokens.weight
 a feed-forward width other than the tensors' | config and weights | intermediate_size | 120 | mlp.gate_proj.weight
@@ -367,7 +393,7 @@ more layers than there are tensors | config and weights | num_hidden_layers | 4 
 fewer layers than there are tensors | config and weights | num_hidden_layers | 2 | model.layers.2.
 a head size other than the tensors' | config and weights | head_dim | 16 | self_attn.q_proj.weight
 dynamic scaling | dynamic | factor | 2.0 | 'dynamic'
-longrope | longrope | factor | 2.0 | 'longrope'
+longrope without its tables | longrope | factor | 2.0 | rope_scaling.short_factor
 linear scaling | linear | factor | 2.0 | 'linear'
 an unknown kind of scaling | mrope | factor | 2.0 | 'mrope'
 a yarn factor of 0 | yarn | factor | 0 | rope_scaling.factor
@@ -521,10 +547,13 @@ fn config_rows() -> Vec<Row> {
                 set("num_attention_heads", json!(3))(dir);
             },
         ),
-        row("a sliding window", c, "sliding_window 64", |dir| {
+        row("a window in half of the words", c, "layer_types", |dir| {
             set("sliding_window", json!(64))(dir);
-            set("use_sliding_window", json!(true))(dir);
-            set("max_window_layers", json!(1))(dir);
+            set("layer_types", json!(vec!["sliding_attention"; 3]))(dir);
+        }),
+        on("llama", "a window of llama", c, "layer_types", |dir| {
+            set("sliding_window", json!(64))(dir);
+            set("layer_types", json!(vec!["sliding_attention"; 3]))(dir);
         }),
     ]
 }
@@ -547,6 +576,21 @@ fn rope_rows() -> Vec<Row> {
                 )(dir);
             },
         ),
+        row("two shares of a head", c, "partial_rotary_factor", |dir| {
+            let inside = json!({"rope_type": "default", "partial_rotary_factor": 0.5});
+            set("rope_parameters", inside)(dir);
+            set("partial_rotary_factor", json!(0.25))(dir);
+        }),
+        row("two first lengths", c, "original_max_position", |dir| {
+            set_rope("yarn", "factor", json!(2.0))(dir);
+            set("original_max_position_embeddings", json!(512))(dir);
+        }),
+        on(PHI3, "a table for all of a head", c, "long_factor", |dir| {
+            let tables = json!({"type": "longrope", "short_factor": vec![1.5; 6],
+                "long_factor": vec![1.5; 8]});
+            set("rope_scaling", tables)(dir);
+            set("partial_rotary_factor", json!(0.75))(dir);
+        }),
         row("yarn with a base of 1", c, "rope_theta", |dir| {
             set_rope("yarn", "factor", json!(2))(dir);
             set("rope_theta", json!(1.0))(dir);
@@ -719,6 +763,80 @@ fn empties(n: usize) -> Vec<u8> {
         .map(|i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"))
         .collect();
     whole(format!("{{{}}}", all.join(",")), &[])
+}
+
+/// A model whose layers have queries, keys and values in one tensor, gate and up in one.
+const PHI3: &str = "../plain_phi3/model";
+
+fn fused_rows() -> Vec<Row> {
+    const QKV: &str = "model.layers.1.self_attn.qkv_proj.weight";
+    const GATE_UP: &str = "model.layers.1.mlp.gate_up_proj.weight";
+    const KEYS: &str = "model.layers.1.self_attn.k_proj.weight";
+    let s = SINGLE;
+    let on = |name, field, damage: Box<dyn Fn(&Path)>| on(PHI3, name, s, field, damage);
+    vec![
+        on(
+            "no fused tensor",
+            "q_proj.weight: is missing",
+            Box::new(take(QKV)),
+        ),
+        on(
+            "a part beside the fused tensor",
+            "k_proj.weight: is there beside model.layers.1.self_attn.qkv_proj.weight",
+            Box::new(add(KEYS, "BF16", json!([32, 64]), 4096)),
+        ),
+        on(
+            "a fused tensor that lacks a row",
+            "qkv_proj.weight: expected shape [128, 64]",
+            Box::new(|dir| {
+                take(QKV)(dir);
+                add(QKV, "BF16", json!([127, 64]), 127 * 128)(dir);
+            }),
+        ),
+        on(
+            "a fused tensor of one part",
+            "gate_up_proj.weight: expected shape [224, 64]",
+            Box::new(|dir| {
+                take(GATE_UP)(dir);
+                add(GATE_UP, "BF16", json!([112, 64]), 112 * 128)(dir);
+            }),
+        ),
+        on(
+            "something else of a fused module",
+            "gate_up_proj.scale",
+            Box::new(add(
+                "model.layers.1.mlp.gate_up_proj.scale",
+                "F32",
+                json!([1]),
+                4,
+            )),
+        ),
+        on(
+            "a fused bias in one layer",
+            "model.layers.0.self_attn.q",
+            Box::new(add(
+                "model.layers.1.self_attn.qkv_proj.bias",
+                "BF16",
+                json!([128]),
+                256,
+            )),
+        ),
+        on(
+            "codes of a fused matrix that is not said to be quantised",
+            "gate_up_proj.qweight",
+            Box::new(add(
+                "model.layers.1.mlp.gate_up_proj.qweight",
+                "I32",
+                json!([1]),
+                4,
+            )),
+        ),
+        on(
+            "a NaN in a fused tensor",
+            "qkv_proj.weight: NaN at element 1",
+            Box::new(poke(QKV, 2, [0xc0, 0x7f])),
+        ),
+    ]
 }
 
 fn tensor_rows() -> Vec<Row> {
@@ -1184,6 +1302,7 @@ fn every_kind_of_damage_is_refused_on_one_line_that_names_it() {
     rows.extend(generation_rows());
     rows.extend(header_rows());
     rows.extend(tensor_rows());
+    rows.extend(fused_rows());
     rows.extend(quant_rows());
     rows.extend(index_rows());
     let mut names: Vec<_> = rows.iter().map(|row| row.name).collect();
@@ -1302,6 +1421,18 @@ fn what_is_only_unusual_is_accepted() {
         (
             "a tensor of something else",
             Box::new(add("vision.weight", "U8", json!([3]), 3)),
+        ),
+        (
+            "a window that is switched on",
+            Box::new(|dir| {
+                set("sliding_window", json!(64))(dir);
+                set("use_sliding_window", json!(true))(dir);
+                set("max_window_layers", json!(1))(dir);
+            }),
+        ),
+        (
+            "half a head rotated",
+            Box::new(set("partial_rotary_factor", json!(0.5))),
         ),
         (
             "no word on tying",
@@ -1512,8 +1643,8 @@ fn any_changed_byte_of_a_header_is_an_error_or_the_same_tensors() {
 
 #[test]
 fn any_changed_byte_of_a_small_file_is_an_error_or_a_model() {
-    for file in [CONFIG, GENERATION] {
-        let copy = copy_of("qwen3");
+    for (model, file) in [("qwen3", CONFIG), ("qwen3", GENERATION), (GPTQ, CONFIG)] {
+        let copy = copy_of(model);
         let good = read(copy.path(), file);
         // Without its last line break a file is still whole.
         for at in 0..good.trim_ascii_end().len() {

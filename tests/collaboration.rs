@@ -209,7 +209,12 @@ fn spoiled(model: &Arc<Model>, problem: &Problem, what: Spoiled, script: &mut Ve
                 .extend(shared.own[w], tokens.len())
                 .unwrap();
         }
-        let mut plan = plan(&engine.cache.pages, &batch, model.rows_per_work());
+        let mut plan = plan(
+            &engine.cache.pages,
+            &batch,
+            model.rows_per_work(),
+            model.windows(),
+        );
         if what == Spoiled::PositionsNotAdvanced {
             shift(&mut plan, &engine, &shared, &pending);
         }

@@ -28,9 +28,12 @@ use hogwild::cache::layout::View;
 use hogwild::cache::pages::{BlockId, PAGE};
 use hogwild::cache::plan::{Batch, Logits, Turn};
 use hogwild::device::{DType, Device};
-use hogwild::model::{Engine, Model, ModelFiles};
+use hogwild::model::{Engine, Model, ModelFiles, RopeKind};
 
 const TOLERANCE: f64 = 1e-4;
+
+/// Positions of most engines here.
+const CONTEXT: usize = 8192;
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -79,12 +82,18 @@ fn distance(got: impl ExactSizeIterator<Item = f64>, want: &[f32]) -> f64 {
 }
 
 fn engine(device: &Arc<Device>, case: &Case) -> Result<Engine, Error> {
-    engine_of(device, &case.model_dir())
+    engine_of(device, &case.model_dir(), case.prompt_len())
 }
 
-fn engine_of(device: &Arc<Device>, dir: &Path) -> Result<Engine, Error> {
+/// An engine for contexts of thousands of tokens; where a prompt of `prompt` tokens has the frequencies of
+/// short texts, for no more than those are for.
+fn engine_of(device: &Arc<Device>, dir: &Path, prompt: usize) -> Result<Engine, Error> {
     let files = ModelFiles::open(dir)?;
-    let model = Model::load(device.clone(), &files, 8192, &mut |_| {})?;
+    let context = match files.config.rope.kind {
+        RopeKind::LongRope { original, .. } if prompt <= original => CONTEXT.min(original),
+        _ => CONTEXT,
+    };
+    let model = Model::load(device.clone(), &files, context, &mut |_| {})?;
     Engine::new(Arc::new(model), DType::F32, 1024, false)
 }
 
@@ -218,7 +227,9 @@ fn stored(engine: &Engine, blocks: &[BlockId], layer: usize, keys: bool) -> Vec<
         .read(tensor, 0, tensor.bytes())
         .unwrap();
     let arena: Vec<f32> = bytemuck::pod_collect_to_vec(&words);
-    let (inv_freq, _) = config.inv_freq();
+    let (inv_freq, _) = config.inv_freq(engine.model().n_positions());
+    let half = inv_freq.len();
+    let order = config.head_order().unwrap_or_else(|| (0..dim).collect());
     let mut out = Vec::new();
     for head in 0..heads {
         let mut start = 0;
@@ -230,11 +241,17 @@ fn stored(engine: &Engine, blocks: &[BlockId], layer: usize, keys: bool) -> Vec<
                 let at = (slot * heads + head) * dim;
                 let mut token: Vec<f64> =
                     arena[at..at + dim].iter().map(|&v| f64::from(v)).collect();
-                for i in 0..if keys { dim / 2 } else { 0 } {
-                    let (sin, cos) = (start as f64 * f64::from(inv_freq[i])).sin_cos();
-                    let (a, b) = (token[i], token[i + dim / 2]);
-                    token[i] = a * cos - b * sin;
-                    token[i + dim / 2] = b * cos + a * sin;
+                if keys {
+                    let placed = token.clone();
+                    for (&channel, number) in order.iter().zip(placed) {
+                        token[channel] = number;
+                    }
+                    for (i, &inv_freq) in inv_freq.iter().enumerate() {
+                        let (sin, cos) = (start as f64 * f64::from(inv_freq)).sin_cos();
+                        let (a, b) = (token[i], token[i + half]);
+                        token[i] = a * cos - b * sin;
+                        token[i + half] = b * cos + a * sin;
+                    }
                 }
                 out.extend(token);
             }
@@ -329,7 +346,7 @@ fn the_trace_of_the_built_in_model_holds_for_f32_weights_too() {
         panic!("a run of workers")
     };
     for device in adapter::devices() {
-        let mut engine = engine_of(&Arc::new(device), folder.path()).unwrap();
+        let mut engine = engine_of(&Arc::new(device), folder.path(), 0).unwrap();
         let tally = run_hogwild(&mut engine, script, &case.expected());
         assert!(tally.logits > 0 && tally.wrong == 0, "{tally:?}");
     }

@@ -13,7 +13,7 @@
 #[path = "common/adapter.rs"]
 mod adapter;
 
-use hogwild::device::judge::{Verdict, judge};
+use hogwild::device::judge::{Verdict, judge, trust};
 use hogwild::device::{
     Access, Args, Case, CaseArg, DType, Data, Device, Kernel, Op, ParamBytes, Run, Tolerance,
     always,
@@ -78,6 +78,62 @@ fn every_wgsl_kernel_agrees_with_its_reference() {
     let (judged, unserved) = judge_all(&device);
     assert!(judged > 50, "only {judged} cases were judged");
     assert!(unserved.is_empty(), "the adapter serves all: {unserved:?}");
+}
+
+/// Trusting a device judges kernels twice, with runtime checks and without; some ops will do.
+#[test]
+fn wgsl_kernels_pass_without_runtime_checks() {
+    let Some(device) = adapter::adapter() else {
+        return;
+    };
+    let some = ["embed", "rms_norm", "merge", "sample"];
+    let ops: Vec<_> = OPS
+        .iter()
+        .copied()
+        .filter(|op| some.contains(&op.name))
+        .collect();
+    let n = trust(&device, &ops).unwrap();
+    assert!(n > ops.len(), "only {n} variants are trusted");
+    assert_eq!(trust(&Device::cpu(), OPS).unwrap(), 0, "no shader");
+}
+
+#[test]
+fn a_kernel_that_fails_a_case_is_not_trusted() {
+    use hogwild::device::Wgsl;
+    const HALF: &str = "
+struct Params { n: u32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if id.x < params.n / 2u { y[id.x] = 2.0 * x[id.x]; }
+}";
+    static HALVED: Op = Op {
+        args: &[("x", Access::Read), ("y", Access::Write)],
+        cases: || (DOUBLE.cases)(),
+        kernels: &[Kernel {
+            name: "half",
+            run: Run::Wgsl(Wgsl {
+                file: "half.wgsl",
+                source: HALF,
+                consts: |_, _| Vec::new(),
+                elements: &[],
+                groups: |d, _| [d.params.get::<[u32; 1]>()[0].div_ceil(64), 1, 1],
+                loads: None,
+            }),
+            fits: always,
+        }],
+        ..copy_of_double()
+    };
+    let Some(device) = adapter::adapter() else {
+        return;
+    };
+    let error = trust(&device, &[&HALVED]).unwrap_err().to_string();
+    assert!(
+        error.contains("half") && error.contains("1757 numbers"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -155,7 +211,7 @@ fn outputs(op: &Op, kernel: &Kernel, case: &Case) -> Vec<Vec<u32>> {
             match &arg.data {
                 Data::Words(words) => words.clone(),
                 Data::Floats(values) => pack(values.iter().copied(), arg.dtype),
-                Data::Output => pack(std::iter::repeat_n(0.0, len), arg.dtype),
+                Data::Output => vec![0; arg.dtype.bytes(len).unwrap().div_ceil(4)],
             }
         })
         .collect();
@@ -327,6 +383,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             consts: |_, _| Vec::new(),
             elements: &[],
             groups: |d, _| [d.params.get::<[u32; 1]>()[0].div_ceil(64), 1, 1],
+            loads: None,
         }),
         fits: always,
     };

@@ -16,6 +16,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use common::packed::{self, Order, Packing, Style};
@@ -24,7 +25,7 @@ use common::tiny::TinyModel;
 use hogwild::cache::plan::Logits;
 use hogwild::device::{DType, Device};
 use hogwild::model::quantize::{Options, quantize};
-use hogwild::model::{Engine, Model, ModelFiles};
+use hogwild::model::{Config, Engine, Model, ModelFiles, RandomWeights};
 use safetensors::Dtype;
 
 /// Logits have a standard deviation of about 1.
@@ -120,7 +121,19 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         tied: true,
         ..llama.clone()
     };
+    // Heads that are rotated in part, whose rows are stored in another order.
+    let phi3 = |ff| TinyModel {
+        fused: true,
+        rotary: 0.5,
+        ff,
+        ..llama.clone()
+    };
+    let parts = TinyModel {
+        rotary: 0.75,
+        ..qwen2.clone()
+    };
     let [q, l, n, o, w] = [&qwen2, &llama, &qwen3, &odd, &wide];
+    let [p, f, uneven] = [&parts, &phi3(160), &phi3(172)];
     let some_float = Packing {
         float: &["q_proj.weight", "down_proj.weight"],
         ..packing(Awq, 4, 32, Plain)
@@ -140,6 +153,18 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         ("gptq in an order, norms", n, packing(Gptq, 4, 32, Shared)),
         ("gptq in an order, 8 bits", l, packing(Gptq, 8, 32, Shared)),
         ("gptq in orders apart", q, packing(Gptq, 4, 32, Apart)),
+        ("awq, fused", f, packing(Awq, 4, 32, Plain)),
+        ("gptq in an order, fused", f, packing(Gptq, 4, 32, Shared)),
+        (
+            "compressed, fused",
+            uneven,
+            packing(Compressed, 8, 32, Plain),
+        ),
+        (
+            "gptq in orders apart, parts of heads",
+            p,
+            packing(Gptq, 4, 32, Apart),
+        ),
         ("gptq v2", w, packing(GptqV2, 4, 128, Plain)),
         ("gptq v2 in 8 bits", n, packing(GptqV2, 8, 64, Plain)),
         ("compressed", o, packing(Compressed, 4, 32, Plain)),
@@ -495,4 +520,114 @@ fn a_folder_is_there_whole_or_not_at_all() {
     packed::write(&float, &packed::config(&float), &tensors);
     let bad = ModelFiles::open(&float).unwrap();
     refused(&bad, "NaN at element 20");
+}
+
+/// Runs `hogwild quantize`; exit code, standard output, standard error.
+fn command(args: &[&str], from: &Path, to: &Path) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_hogwild"))
+        .arg("quantize")
+        .args(args)
+        .args([from, to])
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn the_command_reports_the_error_of_each_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let [float, to, eight] = ["float", "to", "eight"].map(|n| dir.path().join(n));
+    model().write(&float, "command");
+    let (code, out, err) = command(&["--group-size", "32"], &float, &to);
+    assert_eq!(code, Some(0), "{err}");
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(
+        lines.len(),
+        1 + 14 + 1,
+        "a heading, seven matrices a layer, a sum: {out}"
+    );
+    let row: Vec<_> = lines[1].split_whitespace().collect();
+    assert_eq!(
+        row[..4],
+        ["model.layers.0.self_attn.q_proj.weight", "64", "x", "96"],
+        "{out}"
+    );
+    let relative: f64 = row[4].parse().unwrap();
+    assert!(relative > 0.01 && relative < 0.1, "{out}");
+    assert!(err.is_empty(), "32 divides every width: {err}");
+
+    let (code, out, err) = command(&["--bits", "8", "--format", "json"], &float, &eight);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        err.contains("groups of 128 do not divide the widths [96, 64, 160]"),
+        "{err}"
+    );
+    let said: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(said["bits"], 8, "{said}");
+    assert_eq!(said["tensors"].as_array().unwrap().len(), 14, "{said}");
+    assert_eq!(
+        said["tensors"][13]["shape"],
+        serde_json::json!([96, 160]),
+        "{said}"
+    );
+    let bytes = |key: &str| said["bytes"][key].as_u64().unwrap();
+    let files = [&float, &eight].map(|dir| ModelFiles::open(dir).unwrap().weight_bytes());
+    assert_eq!([bytes("from"), bytes("to")], files, "bytes of both");
+
+    for (args, word, wanted) in [
+        (&["--bits", "5"][..], "4 or 8 bits, not 5", 2),
+        (&["--bits", "3"], "3", 2),
+        (&["--group-size", "24"], "--group-size 24", 2),
+        (&["--group-size", "0"], "--group-size 0", 2),
+        (&["--group-size", "-2"], "--group-size -2", 2),
+        (&[], "is there already", 1),
+    ] {
+        let (code, out, err) = command(args, &float, &to);
+        assert_eq!(code, Some(wanted), "{args:?}: {err}");
+        assert!(err.contains(word) && out.is_empty(), "{args:?}: {err}");
+    }
+    let (code, _, err) = command(&[], &to, &dir.path().join("again"));
+    assert_eq!(code, Some(3), "{err}");
+    let (code, _, err) = command(&[], &dir.path().join("none"), &dir.path().join("again"));
+    assert_eq!(code, Some(3), "{err}");
+    assert!(!dir.path().join("again").exists(), "nothing is left");
+}
+
+#[test]
+fn random_codes_have_the_size_of_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = TinyModel {
+        hidden: 256,
+        heads: 8,
+        ff: 384,
+        ..model()
+    };
+    shape.write(dir.path(), "random");
+    let config = Config::open(dir.path()).unwrap();
+    for dtype in [DType::F16, DType::U8, DType::U4] {
+        let device = Arc::new(Device::cpu());
+        let model = Model::random(
+            device,
+            &config,
+            RandomWeights {
+                dtype,
+                shared: false,
+            },
+            64,
+        )
+        .unwrap();
+        let bytes = model.stored_bytes();
+        let mut engine = Engine::new(Arc::new(model), DType::F32, 16, false).unwrap();
+        let block = engine.cache.pages.open();
+        let rows = engine.prefill(block, &TOKENS, Logits::All).unwrap();
+        let all: Vec<f64> = rows.iter().flatten().map(|&v| f64::from(v)).collect();
+        let size = (all.iter().map(|v| v * v).sum::<f64>() / all.len() as f64).sqrt();
+        println!("{dtype}: logits of size {size:.2}, {bytes} bytes");
+        assert!((0.2..5.0).contains(&size), "{dtype}: logits of size {size}");
+    }
 }

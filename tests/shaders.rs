@@ -168,6 +168,7 @@ fn an_error_names_the_file_and_the_line() {
         consts: |_, _| Vec::new(),
         elements: &[],
         groups: |_, _| [1, 1, 1],
+        loads: None,
     };
     let variant = Variant {
         consts: vec![("N", 4)],

@@ -1,4 +1,4 @@
-// uses: linear, gate_up_op, matrix
+// uses: quad, norm_scale, gate_up_op, matrix
 // Gated projection: y[r, n] = silu(gate(norm(x))[r, n]) * up(norm(x))[r, n].
 //
 // By cooperative matrices: the many rows of a prefill. One workgroup serves 64 weight rows and 64 rows of x.

@@ -1,4 +1,4 @@
-// uses: linear, project_op, matrix
+// uses: quad, norm_scale, project_op, matrix
 // Projection: y[r, first + n] = (y if add) + sum_k norm(x)[r, k] * weight[n, k] + bias[first + n].
 //
 // By cooperative matrices: the many rows of a prefill. One workgroup serves 64 weight rows and 64 rows of x.

@@ -1,4 +1,4 @@
-// uses: linear, rope, qkv_op, matrix
+// uses: quad, norm_scale, rope, qkv_op, matrix
 // Queries, keys and values of norm(x): projection, bias, rotation of the keys, write to the cache.
 //
 // By cooperative matrices: the many rows of a prefill. One workgroup serves 64 weight rows and 64 rows of x.

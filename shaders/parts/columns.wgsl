@@ -24,33 +24,17 @@ fn linear(group: vec3<u32>, subgroup: u32, num_subgroups: u32, lane: u32, lanes:
             squares[c] = 0.0;
         }
         for (var j = lane; j < stride; j += lanes) {
-            let w0 = weight[rows.x * stride + j];
-            let w1 = weight[rows.y * stride + j];
-            let w2 = weight[rows.z * stride + j];
-            let w3 = weight[rows.w * stride + j];
+            let w = array<Weight8, 4>(
+                weight[rows.x * stride + j],
+                weight[rows.y * stride + j],
+                weight[rows.z * stride + j],
+                weight[rows.w * stride + j],
+            );
             for (var run = 0u; run < WEIGHT_RUNS; run++) {
                 // Runs of neighbouring lanes alternate, so that neighbours read neighbouring x.
                 let at = j / WEIGHT_RUNS * span + run * WEIGHT_RUNS + j % WEIGHT_RUNS;
                 if at < width {
-                    var s = vec4<u32>();
-                    var scale = vec4<f32>(1.0);
-                    if WEIGHT_CODED {
-                        s = vec4<u32>(
-                            scales[rows.x * n_groups + at / GROUP],
-                            scales[rows.y * n_groups + at / GROUP],
-                            scales[rows.z * n_groups + at / GROUP],
-                            scales[rows.w * n_groups + at / GROUP],
-                        );
-                        scale = bitcast<vec4<f32>>(s & vec4<u32>(0xffffff00u));
-                    }
-                    let lo0 = weight_run_lo(w0, run, s.x);
-                    let hi0 = weight_run_hi(w0, run, s.x);
-                    let lo1 = weight_run_lo(w1, run, s.y);
-                    let hi1 = weight_run_hi(w1, run, s.y);
-                    let lo2 = weight_run_lo(w2, run, s.z);
-                    let hi2 = weight_run_hi(w2, run, s.z);
-                    let lo3 = weight_run_lo(w3, run, s.w);
-                    let hi3 = weight_run_hi(w3, run, s.w);
+                    let q = quad_run(w, run, rows, at, n_groups);
                     for (var c = 0u; c < COLS; c++) {
                         let row = min(first + c, params.n_rows - 1u);
                         var a = x[(row * width + at) * 2u];
@@ -60,13 +44,7 @@ fn linear(group: vec3<u32>, subgroup: u32, num_subgroups: u32, lane: u32, lanes:
                             a *= gamma[at * 2u];
                             b *= gamma[at * 2u + 1u];
                         }
-                        let dots = vec4<f32>(
-                            dot8(lo0, hi0, a, b),
-                            dot8(lo1, hi1, a, b),
-                            dot8(lo2, hi2, a, b),
-                            dot8(lo3, hi3, a, b),
-                        );
-                        sums[c] = fma(dots, scale, sums[c]);
+                        sums[c] = quad_add(sums[c], q, a, b);
                     }
                 }
             }

@@ -1,6 +1,8 @@
 // Element type: bf16, the upper half of an f32, in 32-bit words.
 alias Element8 = vec4<u32>;
 
+alias Element4 = vec2<u32>;
+
 alias Element2 = u32;
 
 fn element8_lo(v: Element8) -> vec4<f32> {
@@ -9,6 +11,10 @@ fn element8_lo(v: Element8) -> vec4<f32> {
 
 fn element8_hi(v: Element8) -> vec4<f32> {
     return vec4<f32>(element2_load(v.z), element2_load(v.w));
+}
+
+fn element4_load(v: Element4) -> vec4<f32> {
+    return vec4<f32>(element2_load(v.x), element2_load(v.y));
 }
 
 fn element2_load(v: Element2) -> vec2<f32> {

@@ -1,6 +1,8 @@
 // Element type: f16, in 32-bit words: needs no f16 feature, and naga 30 cannot bitcast vec2<f16>.
 alias Element8 = vec4<u32>;
 
+alias Element4 = vec2<u32>;
+
 alias Element2 = u32;
 
 fn element8_lo(v: Element8) -> vec4<f32> {
@@ -9,6 +11,10 @@ fn element8_lo(v: Element8) -> vec4<f32> {
 
 fn element8_hi(v: Element8) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w));
+}
+
+fn element4_load(v: Element4) -> vec4<f32> {
+    return vec4<f32>(element2_load(v.x), element2_load(v.y));
 }
 
 fn element2_load(v: Element2) -> vec2<f32> {

@@ -4,6 +4,8 @@ struct Element8 {
     hi: vec4<f32>,
 }
 
+alias Element4 = vec4<f32>;
+
 alias Element2 = vec2<f32>;
 
 fn element8_lo(v: Element8) -> vec4<f32> {
@@ -12,6 +14,10 @@ fn element8_lo(v: Element8) -> vec4<f32> {
 
 fn element8_hi(v: Element8) -> vec4<f32> {
     return v.hi;
+}
+
+fn element4_load(v: Element4) -> vec4<f32> {
+    return v;
 }
 
 fn element2_load(v: Element2) -> vec2<f32> {

@@ -1,4 +1,4 @@
-// uses: linear, gate_up_op, tiles
+// uses: quad, norm_scale, gate_up_op, tiles
 // Gated projection: y[r, n] = silu(gate(norm(x))[r, n]) * up(norm(x))[r, n].
 //
 // By tiles: the many rows of a prefill. One workgroup serves 16 quads of weight rows and 32 rows of x.

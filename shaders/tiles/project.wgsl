@@ -1,4 +1,4 @@
-// uses: linear, project_op, tiles
+// uses: quad, norm_scale, project_op, tiles
 // Projection: y[r, first + n] = (y if add) + sum_k norm(x)[r, k] * weight[n, k] + bias[first + n].
 //
 // By tiles: the many rows of a prefill. One workgroup serves 16 quads of weight rows and 32 rows of x.

@@ -1,4 +1,4 @@
-// uses: linear, rope, qkv_op, tiles
+// uses: quad, norm_scale, rope, qkv_op, tiles
 // Queries, keys and values of norm(x): projection, bias, rotation of the keys, write to the cache.
 //
 // By tiles: the many rows of a prefill. One workgroup serves 16 quads of weight rows and 32 rows of x.

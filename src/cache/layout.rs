@@ -6,7 +6,8 @@
 //! | contiguous | history (the prompt), others' texts, own header, own text | nothing |
 //! | interleaved | history, own header, own step | its block becomes history |
 
-use super::pages::BlockId;
+use super::pages::{BlockId, Pages};
+use crate::Result;
 
 /// The rule that makes views.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -24,7 +25,7 @@ pub enum Layout {
 impl std::str::FromStr for Layout {
     type Err = crate::Error;
 
-    fn from_str(s: &str) -> crate::Result<Self> {
+    fn from_str(s: &str) -> Result<Self> {
         match s {
             "combined" => Ok(Self::Combined),
             "contiguous" => Ok(Self::Contiguous),
@@ -51,6 +52,42 @@ pub struct Shared {
     pub header_own: BlockId,
     /// The block that each worker writes, in ascending order of workers.
     pub own: Vec<BlockId>,
+}
+
+impl Shared {
+    /// The blocks of a session that has come some way: a history of blocks of these lengths, headers of
+    /// three tokens, and one token of each worker.
+    ///
+    /// # Errors
+    /// [`crate::Error::CacheFull`] if there are too few pages.
+    pub fn after(pages: &mut Pages, history: &[usize], workers: usize) -> Result<Self> {
+        let mut block = |len: usize, closed: bool| {
+            let block = pages.open();
+            pages.extend(block, len)?;
+            if closed {
+                pages.close(block);
+            }
+            Ok(block)
+        };
+        Ok(Self {
+            history: history
+                .iter()
+                .map(|&len| block(len, true))
+                .collect::<Result<_>>()?,
+            header_others: block(3, false)?,
+            header_own: block(3, false)?,
+            own: (0..workers)
+                .map(|_| block(1, false))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// Every block, each once.
+    pub fn blocks(&self) -> impl Iterator<Item = BlockId> {
+        let open = [self.header_others, self.header_own];
+        let steps = self.history.iter().chain(&self.own).copied();
+        steps.chain(open)
+    }
 }
 
 impl Layout {

@@ -32,6 +32,8 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Storage type: f16, bf16 or f32.
     pub dtype: DType,
+    /// Whether all layers use the memory of one, as no model does: for benches of large shapes.
+    pub shared: bool,
 }
 
 impl CacheShape {
@@ -56,13 +58,16 @@ impl KvCache {
                 ))
             })?;
         let dims = [n_slots, shape.n_kv_heads, shape.head_dim];
-        let layer = |_| {
-            Ok([
-                device.tensor(&dims, shape.dtype)?,
-                device.tensor(&dims, shape.dtype)?,
-            ])
-        };
-        let layers = (0..shape.n_layers).map(layer).collect::<Result<_>>()?;
+        let mut layers: Vec<[Tensor; 2]> = Vec::new();
+        for _ in 0..shape.n_layers {
+            layers.push(match layers.first() {
+                Some(first) if shape.shared => first.clone(),
+                _ => [
+                    device.tensor(&dims, shape.dtype)?,
+                    device.tensor(&dims, shape.dtype)?,
+                ],
+            });
+        }
         Ok(Self {
             pages: Pages::new(n_pages),
             dtype: shape.dtype,

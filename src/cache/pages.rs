@@ -8,12 +8,18 @@ use crate::{Error, Result};
 /// Slots of a page.
 pub const PAGE: usize = 16;
 
+/// Pages for a number of tokens, and room for the partly filled pages of short steps.
+pub const fn pages_for(tokens: usize) -> usize {
+    let pages = tokens.div_ceil(PAGE);
+    pages + pages / 4 + 64
+}
+
 /// Name of a block; never used twice by one [`Pages`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
 /// The pages of one arena and the blocks that hold them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pages {
     /// Free pages; the next to be given is the last.
     free: Vec<u32>,
@@ -22,7 +28,7 @@ pub struct Pages {
     blocks: Vec<Option<Block>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Block {
     pages: Vec<u32>,
     len: usize,

@@ -156,13 +156,15 @@ struct Subject {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    // Before the handler: a download is not a run, and ends at once.
+    let directory = args.load.directory()?;
     // A handler is set once in a process; a second call only keeps the first.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     });
-    let Some(directory) = &args.load.model else {
+    let Some(directory) = &directory else {
         return run_built_in(args);
     };
     let problem = problem(args)?;
@@ -418,8 +420,11 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args.load.load(device.clone(), files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let model = args
+        .load
+        .load(device.clone(), files, settings.context, settings.kv_type()?)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
 }
 
@@ -539,8 +544,11 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args.load.load(device, files, context)?;
-    let engine = settings.engine(model, args.load.check)?;
+    let model = args
+        .load
+        .load(device, files, settings.context, settings.kv_type()?)?;
+    let mut engine = settings.engine(model, args.load.check)?;
+    engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;
     args.load.note(&format!("seed {}", header.settings.seed));
     sinks.begin(&header)?;

@@ -40,6 +40,8 @@ pub(super) enum Command {
     },
     /// Hold kernels to their reference on all cases of an op; exit code 1 if one disagrees
     Check(Check),
+    /// Time kernels on dispatches of a model's pass, after holding them to their reference
+    Bench(super::kernels_bench::Args),
 }
 
 /// Arguments of `hogwild kernels check`.
@@ -63,6 +65,7 @@ pub(super) fn run(command: &Command) -> Result<ExitCode> {
         Command::List { json: true } => super::print_json(&to_json())?,
         Command::List { json: false } => super::print(&to_text())?,
         Command::Check(args) => return check(args),
+        Command::Bench(args) => return super::kernels_bench::run(args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -228,7 +231,7 @@ fn check_kernel(
     Ok(())
 }
 
-fn ops_named(name: &str) -> Result<Vec<&'static Op>> {
+pub(super) fn ops_named(name: &str) -> Result<Vec<&'static Op>> {
     if name == "all" {
         return Ok(OPS.to_vec());
     }
@@ -243,7 +246,7 @@ fn ops_named(name: &str) -> Result<Vec<&'static Op>> {
 }
 
 /// Opens the device; a file of WGSL cannot run on the CPU.
-fn open(wanted: &str, for_wgsl: bool) -> Result<Device> {
+pub(super) fn open(wanted: &str, for_wgsl: bool) -> Result<Device> {
     if for_wgsl && let Choice::Cpu { why } = choose(wanted)? {
         if wanted == "cpu" {
             let problem = "--wgsl runs on a Vulkan adapter, not on --device cpu";
@@ -261,7 +264,11 @@ fn open(wanted: &str, for_wgsl: bool) -> Result<Device> {
 }
 
 /// Kernels of an op that run on a kind of device, at least one.
-fn kernels_for(op: &'static Op, on_cpu: bool, name: Option<&str>) -> Result<Vec<&'static Kernel>> {
+pub(super) fn kernels_for(
+    op: &'static Op,
+    on_cpu: bool,
+    name: Option<&str>,
+) -> Result<Vec<&'static Kernel>> {
     let of_kind = |k: &&Kernel| matches!(k.run, Run::Cpu(_)) == on_cpu;
     let all: Vec<_> = op.kernels.iter().filter(of_kind).collect();
     let named = |k: &&'static Kernel| name.is_none_or(|name| k.name == name);
@@ -280,7 +287,7 @@ fn kernels_for(op: &'static Op, on_cpu: bool, name: Option<&str>) -> Result<Vec<
 }
 
 /// Reads a WGSL file.
-fn read_wgsl(path: &Path) -> Result<String> {
+pub(super) fn read_wgsl(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_WGSL + 1).read_to_end(&mut bytes))
@@ -300,7 +307,7 @@ fn read_wgsl(path: &Path) -> Result<String> {
 }
 
 /// A kernel that is launched like `listed`, but runs the text of a file.
-fn in_place_of(listed: &Kernel, path: &Path, source: &str) -> Kernel {
+pub(super) fn in_place_of(listed: &Kernel, path: &Path, source: &str) -> Kernel {
     let Run::Wgsl(like) = &listed.run else {
         panic!("a file of WGSL takes the place of a shader")
     };
@@ -315,6 +322,7 @@ fn in_place_of(listed: &Kernel, path: &Path, source: &str) -> Kernel {
             consts: like.consts,
             elements: like.elements,
             groups: like.groups,
+            loads: None,
         }),
         fits: listed.fits,
     }

@@ -6,16 +6,27 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::device::{Choice, Device, choose};
-use crate::model::{Model, ModelFiles};
+use crate::device::judge::trust;
+use crate::device::{Choice, DType, Device, choose};
+use crate::model::{Model, ModelFiles, memory};
+use crate::ops::OPS;
 use crate::{Error, Result, TokenId};
 
 /// Where the model is and where it runs.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that people type"
+)]
 pub(super) struct LoadArgs {
-    /// Model directory in Hugging Face's format
-    #[arg(short, long, value_name = "DIR")]
+    /// Model directory in Hugging Face's format, or OWNER/NAME of the hub: downloaded where the Hugging Face
+    /// cache lacks it (`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`)
+    #[arg(short, long, value_name = "MODEL")]
     pub(super) model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV", requires = "model")]
+    pub(super) revision: Option<String>,
 
     /// `auto` (a GPU if there is one, else the CPU path), `cpu`, or part of an adapter's name
     #[arg(long, value_name = "NAME", env = "HOGWILD_DEVICE")]
@@ -24,6 +35,14 @@ pub(super) struct LoadArgs {
     /// Play every dispatch by its reference too, and stop at the first that disagrees (slow)
     #[arg(long)]
     pub(super) check: bool,
+
+    /// Judge all shaders first, then run them without checks of their indices (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) unchecked: bool,
+
+    /// Record no pass before its tokens are known (for measurements)
+    #[arg(long, hide = true)]
+    pub(super) no_ahead: bool,
 
     /// Say nothing on standard error but errors
     #[arg(short, long)]
@@ -75,22 +94,42 @@ impl LoadArgs {
         }
     }
 
+    /// The directory of the model that was named, downloaded if need be.
+    pub(super) fn directory(&self) -> Result<Option<PathBuf>> {
+        let revision = self.revision.as_deref();
+        let model = self.model.as_deref();
+        model
+            .map(|model| super::models::locate(model, revision, self.quiet))
+            .transpose()
+    }
+
     /// Opens the device; says so where `auto` came to the CPU path.
     pub(super) fn open_device(&self, wanted: &str) -> Result<Arc<Device>> {
         let choice = choose(wanted)?;
         if let (Choice::Cpu { why }, "auto") = (&choice, wanted) {
             self.note(&format!("device: the CPU path, because {why}"));
         }
-        Ok(Arc::new(Device::of(&choice)?))
+        let device = Device::of(&choice)?;
+        if self.unchecked {
+            let n = trust(&device, OPS)?;
+            self.note(&format!(
+                "unchecked: {n} variants of shaders passed their cases"
+            ));
+        }
+        Ok(Arc::new(device))
     }
 
-    /// Loads the weights, with a bar on a terminal.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
     pub(super) fn load(
         &self,
         device: Arc<Device>,
         files: &ModelFiles,
         n_positions: usize,
+        kv_dtype: DType,
     ) -> Result<Arc<Model>> {
+        if let Some(have) = device.memory() {
+            memory::check(files, n_positions, kv_dtype, have, &device.name())?;
+        }
         let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
         let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));

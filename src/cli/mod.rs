@@ -5,13 +5,18 @@
 //! [`output::neutralise`] before a terminal sees it. Invariant: commands decide what to do and how it
 //! reads, never what a number is.
 
+mod bench;
 mod devices;
 mod generate;
 mod kernels;
+mod kernels_bench;
 mod load;
+mod models;
 pub mod output;
 mod quantize;
 mod replay;
+mod scene;
+mod table;
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -23,7 +28,7 @@ use crate::{Error, Result};
 
 /// Several workers of one language model, writing at once over one shared cache.
 ///
-/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 130 interrupted.
+/// Exit codes: 0 success, 1 failure, 2 usage, 3 bad model file, 4 device, 5 hub, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "hogwild", version)]
 pub struct Cli {
@@ -54,8 +59,12 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Run a log again and report the first difference
     Replay(replay::Args),
+    /// Measure a model's speed: its shape is enough, no checkpoint is needed
+    Bench(bench::Args),
     /// List devices, what they can do, and which one would be used
     Devices(devices::Args),
+    /// List the models in the Hugging Face cache
+    Models(models::Args),
     /// Make a model directory with weights of 4 or 8 bits of one in float
     Quantize(quantize::Args),
     /// List the ops and their kernels, and hold kernels to their reference
@@ -74,7 +83,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Replay(args) => replay::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Models(args) => models::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
         Command::RenderTemplate => child::serve().map(|()| ExitCode::SUCCESS),

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::load::bar;
+use super::models::locate;
 use super::output::neutralise;
 use crate::device::DType;
 use crate::model::ModelFiles;
@@ -29,13 +30,17 @@ use crate::{Error, Result};
 /// Arguments of `hogwild quantize`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Model directory in Hugging Face's format, in F32, F16 or BF16
+    /// Model directory in Hugging Face's format, or OWNER/NAME of the hub, in F32, F16 or BF16
     #[arg(value_name = "SRC")]
     from: PathBuf,
 
     /// Directory to make; it must not be there
     #[arg(value_name = "DST")]
     to: PathBuf,
+
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REV")]
+    revision: Option<String>,
 
     /// Bits of a weight: 4 or 8
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(4..=8))]
@@ -89,7 +94,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             )));
         }
     };
-    let files = ModelFiles::open(&args.from)?;
+    let files = ModelFiles::open(locate(&args.from, args.revision.as_deref(), args.quiet)?)?;
+    if let Some(group) = group {
+        let c = &files.config;
+        let widths = [c.hidden_size, c.q_size(), c.intermediate_size];
+        if !args.quiet && widths.iter().any(|width| !width.is_multiple_of(group)) {
+            super::note(&format!(
+                "groups of {group} do not divide the widths {widths:?}: not every program reads that"
+            ));
+        }
+    }
     let bar = bar("quantising", files.weight_bytes(), args.quiet);
     let options = Options {
         dtype,

@@ -35,8 +35,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     };
     let directory = args
         .load
-        .model
-        .clone()
+        .directory()?
         .unwrap_or_else(|| PathBuf::from(&header.model.directory));
     let built_in = args.load.model.is_none() && header.model.directory == demo::NAME;
     let files = if built_in {
@@ -82,7 +81,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             header.device
         ));
     }
-    let model = args.load.load(device, &files, header.settings.context)?;
+    let settings = &header.settings;
+    let kv_dtype = settings.kv_type().map_err(in_log)?;
+    let model = args.load.load(device, &files, settings.context, kv_dtype)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
     });

@@ -3,6 +3,7 @@
 //! A software driver is used only by name: running on the CPU through Vulkan is slower than the CPU
 //! path and must never pass for a GPU.
 
+use super::Cpu;
 use crate::{Error, Result};
 
 /// What is known of one adapter.
@@ -70,6 +71,31 @@ fn instance() -> wgpu::Instance {
     // Release builds otherwise validate indirect calls; debug builds pay for debug layers.
     descriptor.flags = wgpu::InstanceFlags::empty();
     wgpu::Instance::new(descriptor)
+}
+
+/// The adapter that does nothing, where wgpu was built with it; no list and no name has it.
+pub(super) fn noop() -> Option<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::NOOP;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    descriptor.backend_options.noop = wgpu::NoopBackendOptions {
+        enable: true,
+        subgroup_min_size: Some(32),
+        subgroup_max_size: Some(32),
+        // As on NVIDIA.
+        limits: Some(wgpu::Limits {
+            max_storage_buffer_binding_size: (1 << 31) - 1,
+            max_compute_workgroup_storage_size: 48 << 10,
+            max_bind_groups: 8,
+            max_compute_workgroups_per_dimension: 65_535,
+            min_uniform_buffer_offset_alignment: 64,
+            ..wgpu::Limits::unlimited()
+        }),
+        ..Default::default()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let found = instance.enumerate_adapters(wgpu::Backends::NOOP);
+    pollster::block_on(found).into_iter().next()
 }
 
 fn all() -> Vec<wgpu::Adapter> {
@@ -158,6 +184,16 @@ fn heaps(adapter: &wgpu::Adapter) -> Vec<(u64, bool)> {
         .iter()
         .map(|heap| (heap.size, heap.flags.as_raw() & 1 != 0))
         .collect()
+}
+
+/// Bytes that an adapter may give: its largest heap, but no more than the host has left where the heap is
+/// the host's. What other programs hold of a GPU's own memory is not known. None if nothing is known.
+pub(super) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    let own = |&(bytes, local): &(u64, bool)| local.then_some(bytes);
+    let largest = heaps(adapter).iter().filter_map(own).max()?;
+    let separate = ["discrete", "virtual"].contains(&kind(&adapter.get_info()));
+    let host = if separate { None } else { Cpu::memory() };
+    Some(host.map_or(largest, |host| host.min(largest)))
 }
 
 /// Which device a `--device` value means: `auto`, `cpu`, or part of an adapter's name.

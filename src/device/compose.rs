@@ -17,7 +17,11 @@ pub const PARTS: &[(&str, &str)] = &[
         include_str!("../../shaders/parts/softmax_state.wgsl"),
     ),
     ("rope", include_str!("../../shaders/parts/rope.wgsl")),
-    ("linear", include_str!("../../shaders/parts/linear.wgsl")),
+    ("quad", include_str!("../../shaders/parts/quad.wgsl")),
+    (
+        "norm_scale",
+        include_str!("../../shaders/parts/norm_scale.wgsl"),
+    ),
     ("columns", include_str!("../../shaders/parts/columns.wgsl")),
     ("tiles", include_str!("../../shaders/parts/tiles.wgsl")),
     ("matrix", include_str!("../../shaders/parts/matrix.wgsl")),

@@ -24,7 +24,7 @@ enum Guard<'a> {
     Write(RwLockWriteGuard<'a, Vec<u32>>),
 }
 
-const POISONED: &str = "no kernel panics while it holds a tensor";
+pub(super) const POISONED: &str = "no kernel panics while it holds a tensor";
 
 impl Cpu {
     /// What is known of the CPU path on this machine.
@@ -33,6 +33,12 @@ impl Cpu {
             threads: rayon::current_num_threads(),
             instructions: instructions(),
         }
+    }
+
+    /// Bytes that programs may still take without others being moved to disk; none where the system does
+    /// not say.
+    pub(super) fn memory() -> Option<u64> {
+        available(&std::fs::read_to_string("/proc/meminfo").ok()?)
     }
 
     pub(super) fn tensor(shape: &[usize], dtype: DType) -> Tensor {
@@ -100,6 +106,15 @@ impl Cpu {
     }
 }
 
+/// `MemAvailable` of Linux' `/proc/meminfo`, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 fn instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if pulp::x86::V3::try_new().is_some() {
@@ -112,9 +127,28 @@ fn instructions() -> &'static str {
     }
 }
 
-fn words(tensor: &Tensor) -> &RwLock<Vec<u32>> {
+pub(super) fn words(tensor: &Tensor) -> &RwLock<Vec<u32>> {
     match tensor.storage() {
         Storage::Cpu(words) => words,
         Storage::Gpu(_) => panic!("a tensor of a GPU was given to the CPU player"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::available;
+
+    #[test]
+    fn available_memory_is_read_from_its_line() {
+        let text = "MemTotal:       24689764 kB\nMemFree:         9689764 kB\nMemAvailable:   13689764 kB\n";
+        assert_eq!(available(text), Some(13_689_764 * 1024));
+        for bad in [
+            "",
+            "MemFree: 1 kB",
+            "MemAvailable: x kB",
+            "MemAvailable: 99999999999999999999 kB",
+        ] {
+            assert_eq!(available(bad), None, "{bad}");
+        }
     }
 }

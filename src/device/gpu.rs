@@ -1,29 +1,37 @@
 //! The player for Vulkan adapters: wgpu, one compute pass for each recording.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::compose::Variant;
-use super::op::{Kernel, Run};
+use super::op::{Kernel, Run, Wgsl};
 use super::pipeline::{Pipeline, Pipelines};
 use super::tensor::{Storage, WeakTensor, padded_bytes};
-use super::{Caps, DType, Dispatch, Recording, Tensor};
+use super::{Caps, DType, Dispatch, Recording, Tensor, Upload, adapters};
 use crate::{Error, Result};
 
 /// Uploads go through the queue in pieces, each submitted: staging memory is freed by submission.
 const UPLOAD_PIECE: usize = 16 << 20;
+
+/// Bytes of a tensor that is given no memory to speak of.
+const HOLLOW: usize = 4 << 10;
 
 /// A Vulkan adapter, opened.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
     caps: Caps,
-    device: wgpu::Device,
-    queue: wgpu::Queue,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
     max_tensor_bytes: usize,
+    memory: Option<u64>,
     max_groups: u32,
     /// Distance of two dispatches' parameters in the uniform buffer, in bytes.
     stride: usize,
+    /// Whether tensors that hold weights or a cache are given no memory: nothing is computed with them.
+    hollow: bool,
     /// The first thing that went wrong outside an error scope, or the loss of the device.
     failure: Arc<Mutex<Option<String>>>,
     state: Mutex<State>,
@@ -33,8 +41,73 @@ pub struct Gpu {
 struct State {
     pipelines: Pipelines,
     params: Option<wgpu::Buffer>,
-    groups: HashMap<(usize, Vec<u64>), BindGroup>,
-    staging: Option<wgpu::Buffer>,
+    groups: HashMap<Binding, BindGroup>,
+    /// Buffers to read back through that nobody uses.
+    staging: Vec<wgpu::Buffer>,
+}
+
+/// Commands that were encoded but not submitted.
+#[derive(Debug)]
+pub struct Prepared {
+    uploads: Vec<Upload>,
+    params: wgpu::Buffer,
+    params_bytes: Vec<u8>,
+    commands: wgpu::CommandBuffer,
+    readback: Readback,
+}
+
+/// Commands that were submitted, and what is read back when they have run.
+#[derive(Debug)]
+pub struct Running {
+    index: wgpu::SubmissionIndex,
+    readback: Readback,
+}
+
+/// Memory that is mapped once the commands that copy to it have run.
+#[derive(Debug)]
+struct Readback {
+    staging: wgpu::Buffer,
+    len: usize,
+    mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+/// A dispatch, and what every other of the same parameters and shapes comes to.
+struct Kind<'a> {
+    dispatch: &'a Dispatch,
+    kernel: &'a Kernel,
+    groups: [u32; 3],
+    pipeline: Pipeline,
+}
+
+impl Kind<'_> {
+    fn is_of(&self, dispatch: &Dispatch, kernel: &Kernel) -> bool {
+        std::ptr::eq(self.kernel, kernel)
+            && self.dispatch.params == dispatch.params
+            && self
+                .dispatch
+                .args
+                .iter()
+                .zip(&dispatch.args)
+                .all(|(a, b)| a.dtype() == b.dtype() && a.shape() == b.shape())
+    }
+}
+
+/// A pipeline and the ids of the tensors that are bound to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Binding {
+    pipeline: usize,
+    tensors: [u64; MOST_ARGS],
+}
+
+/// Most arguments of an op; adapters bind at least ten buffers.
+const MOST_ARGS: usize = 12;
+
+impl Hash for Binding {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // One word for all: a lookup for each dispatch is on the way of every token.
+        let mix = |h: u64, id: &u64| (h ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        state.write_u64(self.tensors.iter().fold(self.pipeline as u64, mix));
+    }
 }
 
 #[derive(Debug)]
@@ -94,10 +167,13 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
             remember(&seen, e.to_string());
         }));
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                remember(&lost, format!("was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            let why = if message.is_empty() {
+                "the driver does not say why"
+            } else {
+                &message
+            };
+            remember(&lost, format!("was lost: {why}"));
         });
         let align = limits.min_uniform_buffer_offset_alignment.max(64);
         let max = limits
@@ -108,13 +184,18 @@ impl Gpu {
             caps: Caps {
                 subgroup: (info.subgroup_min_size, info.subgroup_max_size),
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                lanes: limits
+                    .max_compute_invocations_per_workgroup
+                    .min(limits.max_compute_workgroup_size_x),
                 matrix,
             },
             device,
             queue,
             max_tensor_bytes: usize::try_from(max).unwrap_or(usize::MAX) & !3,
+            memory: adapters::memory(adapter),
             max_groups: limits.max_compute_workgroups_per_dimension,
             stride: align as usize,
+            hollow: info.backend == wgpu::Backend::Noop,
             failure,
             state: Mutex::default(),
         })
@@ -132,18 +213,27 @@ impl Gpu {
         self.max_tensor_bytes
     }
 
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Takes the device away, as a driver does that was reset.
+    pub(super) fn lose(&self) {
+        self.device.destroy();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the state panics")
     }
 
-    fn error(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn error(&self, problem: impl Into<String>) -> Error {
         Error::Device {
             device: self.name.clone(),
             problem: problem.into(),
         }
     }
 
-    fn healthy(&self) -> Result<()> {
+    pub(super) fn healthy(&self) -> Result<()> {
         match &*self
             .failure
             .lock()
@@ -154,7 +244,7 @@ impl Gpu {
         }
     }
 
-    fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let guards = [
             wgpu::ErrorFilter::Validation,
             wgpu::ErrorFilter::OutOfMemory,
@@ -187,6 +277,12 @@ impl Gpu {
                 .bytes(shape.iter().product())
                 .expect("the caller checked"),
         );
+        let filled = matches!(dtype, DType::F32 | DType::U32);
+        let bytes = if self.hollow && !filled {
+            bytes.min(HOLLOW)
+        } else {
+            bytes
+        };
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -203,57 +299,97 @@ impl Gpu {
                 .write_buffer(buffer(to), (offset + i * UPLOAD_PIECE) as u64, piece);
             if bytes.len() > UPLOAD_PIECE / 16 {
                 let index = self.queue.submit([]);
-                self.wait(Some(index))?;
+                self.until(index)?;
             }
         }
         self.healthy()
     }
 
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    /// Waits until all that was submitted has run.
+    pub(super) fn finish(&self) -> Result<()> {
         self.device
-            .poll(wgpu::PollType::Wait {
-                submission_index,
-                timeout: None,
-            })
+            .poll(wgpu::PollType::wait_indefinitely())
             .map_err(|e| self.error(format!("did not finish: {e}")))?;
         self.healthy()
     }
 
+    /// Waits until a submission has run.
+    pub(super) fn until(&self, index: wgpu::SubmissionIndex) -> Result<()> {
+        self.device
+            .poll(wgpu::PollType::Wait {
+                submission_index: Some(index),
+                timeout: None,
+            })
+            .map_err(|e| {
+                // A loss, which polling lets wgpu tell, says more than what came of it.
+                let _ = self.device.poll(wgpu::PollType::Poll);
+                let unfinished = || self.error(format!("did not finish: {e}"));
+                self.healthy().err().unwrap_or_else(unfinished)
+            })?;
+        self.healthy()
+    }
+
     pub(super) fn read(&self, from: &Tensor, offset: usize, len: usize) -> Result<Vec<u8>> {
-        let size = padded_bytes(len) as u64;
-        let mut state = self.state();
-        let staging = match state.staging.take() {
-            Some(staging) if staging.size() >= size => staging,
-            _ => {
-                let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-                self.buffer(padded_bytes(len).next_power_of_two(), usage)?
-            }
-        };
         let mut encoder = self
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(buffer(from), offset as u64, &staging, 0, size);
+        let readback = self.read_back(&mut encoder, from, offset, len)?;
         let index = self.queue.submit([encoder.finish()]);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, 0..size, move |result| {
-            // The receiver is gone only if the wait below failed, which is reported there.
+        self.wait(Running { index, readback })
+    }
+
+    /// Encodes a copy of `len` bytes to memory that is mapped as soon as the commands have run.
+    fn read_back(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &Tensor,
+        offset: usize,
+        len: usize,
+    ) -> Result<Readback> {
+        let size = padded_bytes(len) as u64;
+        let kept = {
+            let staging = &mut self.state().staging;
+            let found = staging.iter().position(|s| s.size() >= size);
+            found.map(|at| staging.swap_remove(at))
+        };
+        let staging = if let Some(staging) = kept {
+            staging
+        } else {
+            let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+            self.buffer(padded_bytes(len).next_power_of_two(), usage)?
+        };
+        encoder.copy_buffer_to_buffer(buffer(from), offset as u64, &staging, 0, size);
+        let (sender, mapped) = channel();
+        encoder.map_buffer_on_submit(&staging, wgpu::MapMode::Read, 0..size, move |result| {
+            // The receiver is gone only where nobody wants the bytes any more.
             let _ = sender.send(result);
         });
-        self.wait(Some(index))?;
-        match receiver.recv() {
+        Ok(Readback {
+            staging,
+            len,
+            mapped,
+        })
+    }
+
+    pub(super) fn wait(&self, running: Running) -> Result<Vec<u8>> {
+        let Running { index, readback } = running;
+        self.until(index)?;
+        let fail = |e: String| self.error(format!("memory could not be read back: {e}"));
+        match readback.mapped.recv() {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(self.error(format!("memory could not be read back: {e}"))),
-            Err(e) => return Err(self.error(format!("memory was not read back: {e}"))),
+            Ok(Err(e)) => return Err(fail(e.to_string())),
+            Err(e) => return Err(fail(e.to_string())),
         }
+        let Readback { staging, len, .. } = readback;
         let mapped = staging
-            .get_mapped_range(0..size)
-            .map_err(|e| self.error(format!("memory could not be read back: {e}")))?;
+            .get_mapped_range(0..padded_bytes(len) as u64)
+            .map_err(|e| fail(e.to_string()))?;
         let bytes = mapped[..len].to_vec();
         drop(mapped);
         staging.unmap();
         // A large staging buffer is not kept: it would double the memory of what was read once.
-        if size <= UPLOAD_PIECE as u64 {
-            state.staging = Some(staging);
+        if staging.size() <= UPLOAD_PIECE as u64 {
+            self.state().staging.push(staging);
         }
         Ok(bytes)
     }
@@ -270,93 +406,192 @@ impl Gpu {
         })
     }
 
+    /// Compiles a variant of a shader without runtime checks from now on.
+    pub(super) fn trust(&self, wgsl: &Wgsl, variant: Variant) {
+        self.state().pipelines.trust(wgsl, variant);
+    }
+
     pub(super) fn play(&self, recording: &Recording) -> Result<()> {
-        for upload in &recording.uploads {
-            let mut bytes = upload.bytes.clone();
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            self.queue.write_buffer(buffer(&upload.to), 0, &bytes);
-        }
-        let kernels = recording
-            .dispatches
-            .iter()
-            .map(|d| Ok((d, self.kernel(d)?)));
-        self.submit(&kernels.collect::<Result<Vec<_>>>()?)
+        let work = self.kernels(recording)?;
+        let (params, params_bytes, encoder) = self.encode(&work, None)?;
+        self.upload(&recording.uploads);
+        self.queue.write_buffer(&params, 0, &params_bytes);
+        self.queue.submit([encoder.finish()]);
+        self.healthy()
     }
 
     pub(super) fn run(&self, dispatch: &Dispatch, kernel: &Kernel) -> Result<()> {
-        self.submit(&[(dispatch, kernel)])
+        let (params, params_bytes, encoder) = self.encode(&[(dispatch, kernel)], None)?;
+        self.queue.write_buffer(&params, 0, &params_bytes);
+        self.queue.submit([encoder.finish()]);
+        self.healthy()
     }
 
-    fn submit(&self, work: &[(&Dispatch, &Kernel)]) -> Result<()> {
+    pub(super) fn prepare(
+        &self,
+        recording: Recording,
+        (from, len): (&Tensor, usize),
+    ) -> Result<Prepared> {
+        let work = self.kernels(&recording)?;
+        let (params, params_bytes, mut encoder) = self.encode(&work, None)?;
+        let readback = self.read_back(&mut encoder, from, 0, len)?;
+        Ok(Prepared {
+            uploads: recording.uploads,
+            params,
+            params_bytes,
+            commands: encoder.finish(),
+            readback,
+        })
+    }
+
+    pub(super) fn submit(&self, prepared: Prepared, late: &[Upload]) -> Result<Running> {
+        // The queue keeps its order: nothing here is written before what runs now has ended.
+        let is_late = |upload: &&Upload| late.iter().any(|l| l.to.id() == upload.to.id());
+        self.upload(prepared.uploads.iter().filter(|upload| !is_late(upload)));
+        self.upload(late);
+        self.queue
+            .write_buffer(&prepared.params, 0, &prepared.params_bytes);
+        let index = self.queue.submit([prepared.commands]);
+        self.healthy()?;
+        Ok(Running {
+            index,
+            readback: prepared.readback,
+        })
+    }
+
+    fn upload<'a>(&self, uploads: impl IntoIterator<Item = &'a Upload>) {
+        for upload in uploads {
+            let mut bytes = std::borrow::Cow::from(&upload.bytes);
+            if !bytes.len().is_multiple_of(4) {
+                let len = bytes.len().next_multiple_of(4);
+                bytes.to_mut().resize(len, 0);
+            }
+            self.queue.write_buffer(buffer(&upload.to), 0, &bytes);
+        }
+    }
+
+    fn kernels<'a>(&self, recording: &'a Recording) -> Result<Vec<(&'a Dispatch, &'a Kernel)>> {
+        let kernels = recording.dispatches.iter();
+        kernels.map(|d| Ok((d, self.kernel(d)?))).collect()
+    }
+
+    /// Encodes dispatches; gives the buffer of their parameters and what is to be written to it first.
+    /// `stamps` takes the time before each dispatch and after the last.
+    pub(super) fn encode(
+        &self,
+        work: &[(&Dispatch, &Kernel)],
+        stamps: Option<&wgpu::QuerySet>,
+    ) -> Result<(wgpu::Buffer, Vec<u8>, wgpu::CommandEncoder)> {
+        let stamp = |pass: &mut wgpu::ComputePass<'_>, at: usize| {
+            if let Some(set) = stamps {
+                pass.write_timestamp(set, u32::try_from(at).expect("recordings are short"));
+            }
+        };
         let mut state = self.state();
         let state = &mut *state;
-        self.write_params(state, work)?;
+        let (params, params_bytes) = self.params(state, work)?;
         let mut encoder = self
             .device
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (i, (dispatch, kernel)) in work.iter().enumerate() {
-                let Run::Wgsl(wgsl) = &kernel.run else {
-                    panic!("kernel {} is not a shader", kernel.name)
+            // Layers dispatch the same kinds over and over.
+            let mut kinds: Vec<Kind<'_>> = Vec::new();
+            for (i, &(dispatch, kernel)) in work.iter().enumerate() {
+                stamp(&mut pass, i);
+                let at = match kinds.iter().position(|kind| kind.is_of(dispatch, kernel)) {
+                    Some(at) => at,
+                    None => {
+                        kinds.push(self.kind(&mut state.pipelines, dispatch, kernel)?);
+                        kinds.len() - 1
+                    }
                 };
-                let groups = (wgsl.groups)(dispatch, &self.caps);
+                let Kind {
+                    groups, pipeline, ..
+                } = &kinds[at];
                 if groups.contains(&0) {
                     continue;
                 }
-                if let Some(&most) = groups.iter().max().filter(|&&n| n > self.max_groups) {
-                    return Err(Error::Limit {
-                        what: format!("op {}", dispatch.op.name),
-                        need: format!("{most} workgroups"),
-                        have: format!("{} in one dimension", self.max_groups),
-                        advice: "use a shorter prompt or context".into(),
-                    });
-                }
-                let variant = Variant::of(wgsl, dispatch, &self.caps);
-                let pipeline = state
-                    .pipelines
-                    .get(&self.device, dispatch.op, wgsl, variant)?;
                 let offset = u32::try_from(i * self.stride).expect("recordings are short");
-                let params = state.params.as_ref().expect("written above");
                 pass.set_pipeline(&pipeline.compute);
-                let group = self.bind_group(&mut state.groups, params, &pipeline, dispatch);
+                let group = self.bind_group(&mut state.groups, &params, pipeline, dispatch);
                 pass.set_bind_group(0, group, &[offset]);
                 pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
             }
+            stamp(&mut pass, work.len());
         }
-        self.queue.submit([encoder.finish()]);
-        self.healthy()
+        Ok((params, params_bytes, encoder))
     }
 
-    /// Writes the parameters of all dispatches to one uniform buffer, `stride` bytes apart.
-    fn write_params(&self, state: &mut State, work: &[(&Dispatch, &Kernel)]) -> Result<()> {
+    /// What a dispatch comes to, whatever its tensors.
+    fn kind<'a>(
+        &self,
+        pipelines: &mut Pipelines,
+        dispatch: &'a Dispatch,
+        kernel: &'a Kernel,
+    ) -> Result<Kind<'a>> {
+        let Run::Wgsl(wgsl) = &kernel.run else {
+            panic!("kernel {} is not a shader", kernel.name)
+        };
+        let groups = (wgsl.groups)(dispatch, &self.caps);
+        if let Some(&most) = groups.iter().max().filter(|&&n| n > self.max_groups) {
+            return Err(Error::Limit {
+                what: format!("op {}", dispatch.op.name),
+                need: format!("{most} workgroups"),
+                have: format!("{} in one dimension", self.max_groups),
+                advice: "use a shorter prompt or context".into(),
+            });
+        }
+        let variant = Variant::of(wgsl, dispatch, &self.caps);
+        let pipeline = pipelines.get(&self.device, dispatch.op, wgsl, variant)?;
+        Ok(Kind {
+            dispatch,
+            kernel,
+            groups,
+            pipeline,
+        })
+    }
+
+    /// The parameters of all dispatches, `stride` bytes apart, and the one uniform buffer for them.
+    fn params(
+        &self,
+        state: &mut State,
+        work: &[(&Dispatch, &Kernel)],
+    ) -> Result<(wgpu::Buffer, Vec<u8>)> {
         let mut bytes = vec![0; self.stride * work.len().max(1)];
         for (slot, (dispatch, _)) in bytes.chunks_exact_mut(self.stride).zip(work) {
             let params = dispatch.params.as_bytes();
             slot[..params.len()].copy_from_slice(params);
         }
-        if state
-            .params
-            .as_ref()
-            .is_none_or(|p| p.size() < bytes.len() as u64)
-        {
-            let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-            state.params = Some(self.buffer(bytes.len().next_power_of_two(), usage)?);
-            state.groups.clear();
+        let len = bytes.len() as u64;
+        if let Some(params) = state.params.as_ref().filter(|p| p.size() >= len) {
+            return Ok((params.clone(), bytes));
         }
-        let params = state.params.as_ref().expect("set above");
-        self.queue.write_buffer(params, 0, &bytes);
-        Ok(())
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let params = self.buffer(bytes.len().next_power_of_two(), usage)?;
+        state.params = Some(params.clone());
+        state.groups.clear();
+        Ok((params, bytes))
     }
 
     fn bind_group<'a>(
         &self,
-        groups: &'a mut HashMap<(usize, Vec<u64>), BindGroup>,
+        groups: &'a mut HashMap<Binding, BindGroup>,
         params: &wgpu::Buffer,
         pipeline: &Pipeline,
         dispatch: &Dispatch,
     ) -> &'a wgpu::BindGroup {
-        let key = (pipeline.id, dispatch.args.iter().map(Tensor::id).collect());
+        let mut tensors = [u64::MAX; MOST_ARGS];
+        for (id, tensor) in tensors[..dispatch.args.len()]
+            .iter_mut()
+            .zip(&dispatch.args)
+        {
+            *id = tensor.id();
+        }
+        let key = Binding {
+            pipeline: pipeline.id,
+            tensors,
+        };
         let make = || {
             let uniform = wgpu::BufferBinding {
                 buffer: params,
@@ -407,7 +642,7 @@ fn remember(failure: &Mutex<Option<String>>, problem: String) {
     failure.get_or_insert(problem);
 }
 
-fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
+pub(super) fn buffer(tensor: &Tensor) -> &wgpu::Buffer {
     match tensor.storage() {
         Storage::Gpu(buffer) => buffer,
         Storage::Cpu(_) => panic!("a tensor of the CPU was given to a GPU"),

@@ -4,9 +4,12 @@
 //! unchanged, elements that the reference leaves alone must be left alone, and a NaN can never pass.
 //! What is before a buffer needs no guard: an index below zero wraps to one far behind its end.
 
+use std::collections::HashSet;
+
 use half::{bf16, f16};
 
-use super::op::{Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, View};
+use super::compose::Variant;
+use super::op::{Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, Run, View, Wgsl};
 use super::{DType, Device, Dispatch, Recording, Tensor};
 use crate::{Error, Result};
 
@@ -41,6 +44,25 @@ pub struct Agreement {
 /// # Panics
 /// If the case does not fit the op.
 pub fn judge(device: &Device, op: &'static Op, kernel: &Kernel, case: &Case) -> Result<Verdict> {
+    let (dispatch, before) = stage(device, op, case)?;
+    if !(kernel.fits)(&dispatch, &device.caps()) {
+        return Ok(Verdict::Unsupported);
+    }
+    device.run(&dispatch, kernel)?;
+    let mut after = Vec::new();
+    for tensor in &dispatch.args {
+        after.push(read_words(device, tensor)?);
+    }
+    let want = reference(op, &dispatch, &before);
+    let dtypes: Vec<DType> = case.args.iter().map(|a| a.dtype).collect();
+    Ok(match compare(op, &dtypes, &before, &want, &after, true) {
+        Ok(agreement) => Verdict::Pass(agreement),
+        Err(problem) => Verdict::Fail(problem),
+    })
+}
+
+/// A case on a device: its dispatch, and the words of its arguments.
+fn stage(device: &Device, op: &'static Op, case: &Case) -> Result<(Dispatch, Vec<Vec<u32>>)> {
     assert_eq!(
         case.args.len(),
         op.args.len(),
@@ -49,33 +71,65 @@ pub fn judge(device: &Device, op: &'static Op, kernel: &Kernel, case: &Case) -> 
         case.name
     );
     let before: Vec<Vec<u32>> = case.args.iter().map(initial).collect();
-    let mut tensors = Vec::new();
+    let mut args = Vec::new();
     for (arg, words) in case.args.iter().zip(&before) {
         let tensor = device.tensor(&guarded_shape(&arg.shape), arg.dtype)?;
         device.write(&tensor, 0, bytemuck::cast_slice(words))?;
-        tensors.push(tensor);
+        args.push(tensor);
     }
-    let mut recording = Recording::default();
-    recording.dispatches.push(Dispatch {
-        op,
-        params: case.params,
-        args: tensors,
-    });
-    let dispatch = &recording.dispatches[0];
-    if !(kernel.fits)(dispatch, &device.caps()) {
-        return Ok(Verdict::Unsupported);
+    let params = case.params;
+    Ok((Dispatch { op, params, args }, before))
+}
+
+/// Lets a device run shaders without runtime checks of their indices and loops; returns the number of
+/// variants that it then does that with.
+///
+/// All shaders of the ops are judged on all cases first, with the checks, and again without. A variant
+/// that no case needs keeps its checks, and so does a shader that is of none of the ops.
+///
+/// # Errors
+/// [`Error::Disagree`] if a kernel fails a case; those of the device.
+pub fn trust(device: &Device, ops: &[&'static Op]) -> Result<usize> {
+    let Device::Gpu(gpu) = device else {
+        return Ok(0);
+    };
+    let passed = judge_variants(device, ops)?;
+    for (wgsl, variant) in &passed {
+        gpu.trust(wgsl, variant.clone());
     }
-    device.run(dispatch, kernel)?;
-    let mut after = Vec::new();
-    for tensor in &dispatch.args {
-        after.push(read_words(device, tensor)?);
+    judge_variants(device, ops)?;
+    let addresses = passed.iter().map(|(w, v)| (w.source.as_ptr(), v));
+    Ok(addresses.collect::<HashSet<_>>().len())
+}
+
+/// The variants of all shaders that cases need, each of which passed.
+fn judge_variants(device: &Device, ops: &[&'static Op]) -> Result<Vec<(&'static Wgsl, Variant)>> {
+    let mut out = Vec::new();
+    for &op in ops {
+        for (at, case) in (op.cases)().iter().enumerate() {
+            for kernel in op.kernels {
+                let Run::Wgsl(wgsl) = &kernel.run else {
+                    continue;
+                };
+                match judge(device, op, kernel, case)? {
+                    Verdict::Pass(_) => {
+                        let (dispatch, _) = stage(device, op, case)?;
+                        out.push((wgsl, Variant::of(wgsl, &dispatch, &device.caps())));
+                    }
+                    Verdict::Unsupported => {}
+                    Verdict::Fail(problem) => {
+                        return Err(Error::Disagree {
+                            op: op.name.into(),
+                            kernel: kernel.name.into(),
+                            dispatch: at,
+                            problem: format!("case '{}': {problem}", case.name),
+                        });
+                    }
+                }
+            }
+        }
     }
-    let want = reference(op, dispatch, &before);
-    let dtypes: Vec<DType> = case.args.iter().map(|a| a.dtype).collect();
-    Ok(match compare(op, &dtypes, &before, &want, &after, true) {
-        Ok(agreement) => Verdict::Pass(agreement),
-        Err(problem) => Verdict::Fail(problem),
-    })
+    Ok(out)
 }
 
 /// Plays a recording dispatch by dispatch, kernel and reference side by side on the same inputs.
@@ -160,7 +214,9 @@ fn initial(arg: &CaseArg) -> Vec<u32> {
             let guard = std::iter::repeat_n(0x7fff_fff0, total - len);
             words.iter().copied().chain(guard).collect()
         }
-        (Data::Output, DType::U32) => vec![0xdead_beef; total],
+        (Data::Output, DType::U32 | DType::U4 | DType::U8) => {
+            vec![0xdead_beef; arg.dtype.bytes(total).expect("small").div_ceil(4)]
+        }
         (data, dtype) => {
             let value = |i: usize| match data {
                 Data::Floats(values) if i < len => values[i],
@@ -194,8 +250,9 @@ pub fn pack(values: impl Iterator<Item = f32>, dtype: DType) -> Vec<u32> {
     }
 }
 
+/// An element as bits and number; of codes, a whole word.
 fn element(words: &[u32], dtype: DType, at: usize) -> (u32, f64) {
-    if dtype.bits() == 32 {
+    if !matches!(dtype, DType::F16 | DType::BF16) {
         let bits = words[at];
         let value = if dtype == DType::F32 {
             f64::from(f32::from_bits(bits))
@@ -251,7 +308,10 @@ fn compare_output(
     [before, want, got]: [&[u32]; 3],
     strict: bool,
 ) -> Result<Agreement, String> {
-    let len = want.len() * 4 / dtype.size();
+    let len = match dtype {
+        DType::F16 | DType::BF16 => want.len() * 2,
+        _ => want.len(),
+    };
     let (mut worst, mut error, mut power, mut count) = (0.0_f64, 0.0, 0.0, 0usize);
     for at in 0..len {
         let (was, (want, w), (bits, g)) = (
@@ -289,7 +349,8 @@ fn compare_output(
         ));
     }
     let rms = (power / count as f64).sqrt();
-    if strict && dtype != DType::U32 && rms < 100.0 * bound.abs {
+    let is_float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    if strict && is_float && rms < 100.0 * bound.abs {
         return Err(format!(
             "the case is too small to judge {name}: rms {rms:.1e}"
         ));

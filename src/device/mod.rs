@@ -9,22 +9,26 @@ mod compose;
 mod cpu;
 mod gpu;
 pub mod judge;
+mod measure;
 mod op;
 mod pipeline;
 mod recording;
 mod tensor;
+mod traffic;
 
 pub use adapters::{AdapterReport, Choice, adapters, choose};
 pub use compose::{Composed, PARTS, Variant, compose};
 pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;
+pub use measure::{Memory, Samples};
 pub use op::{
-    Access, Args, Bound, Case, CaseArg, Data, Kernel, Op, ParamBytes, Run, Tolerance, View, Wgsl,
-    always,
+    Access, Args, Bound, Case, CaseArg, Data, Ints, Kernel, Loads, Op, ParamBytes, Run, Tolerance,
+    View, Wgsl, always,
 };
 pub use pipeline::reflect;
 pub use recording::{Dispatch, Recording, Upload};
 pub use tensor::{DType, Tensor};
+pub use traffic::{Traffic, traffic};
 
 use crate::{Error, Result};
 
@@ -37,6 +41,24 @@ pub enum Device {
     Cpu(Cpu),
 }
 
+/// A recording that needs no more than to be submitted; dropped, it never runs.
+#[derive(Debug)]
+pub enum Prepared {
+    /// Encoded commands.
+    Gpu(gpu::Prepared),
+    /// The recording itself, and what is to be read.
+    Cpu(Recording, (Tensor, usize)),
+}
+
+/// A recording that was submitted; dropped, its result is not read.
+#[derive(Debug)]
+pub enum Running {
+    /// Somewhere in the queue.
+    Gpu(gpu::Running),
+    /// It runs when it is waited for.
+    Cpu(Recording, (Tensor, usize)),
+}
+
 /// What kernels may ask of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
@@ -44,6 +66,8 @@ pub struct Caps {
     pub subgroup: (u32, u32),
     /// Workgroup memory in bytes; zero on the CPU.
     pub workgroup_bytes: u32,
+    /// Most lanes of a workgroup; zero on the CPU.
+    pub lanes: u32,
     /// Size of the cooperative matrices that multiply f16 and add up in f32; zero where there are none.
     pub matrix: u32,
 }
@@ -54,6 +78,7 @@ impl Caps {
         Self {
             subgroup: (0, 0),
             workgroup_bytes: 0,
+            lanes: 0,
             matrix: 0,
         }
     }
@@ -106,6 +131,23 @@ impl Device {
             Self::Gpu(gpu) => gpu.max_tensor_bytes(),
             // The same bound as on NVIDIA, so that both paths split alike.
             Self::Cpu(_) => (1 << 31) - 1,
+        }
+    }
+
+    /// Bytes that it may still give, as far as is known: what the system calls available, or a GPU's
+    /// largest heap.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Gpu(gpu) => gpu.memory(),
+            Self::Cpu(_) => Cpu::memory(),
+        }
+    }
+
+    /// Takes a GPU away under whoever uses it, to test what follows; does nothing on the CPU.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        if let Self::Gpu(gpu) = self {
+            gpu.lose();
         }
     }
 
@@ -208,6 +250,60 @@ impl Device {
                 Cpu::play(recording);
                 Ok(())
             }
+        }
+    }
+
+    /// Makes everything of a recording ready but its uploads, so that submitting it takes little time.
+    ///
+    /// The first bytes of the tensor `read` are what [`Device::wait`] will give.
+    ///
+    /// # Errors
+    /// Those of [`Device::play`].
+    pub fn prepare(&self, recording: Recording, read: (&Tensor, usize)) -> Result<Prepared> {
+        Ok(match self {
+            Self::Gpu(gpu) => Prepared::Gpu(gpu.prepare(recording, read)?),
+            Self::Cpu(_) => Prepared::Cpu(recording, (read.0.clone(), read.1)),
+        })
+    }
+
+    /// Starts a recording: its uploads, then those that were not known when it was recorded and replace
+    /// what it has for their tensors, then its dispatches, all after what was submitted before.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    ///
+    /// # Panics
+    /// If it was prepared for another device.
+    pub fn submit(&self, prepared: Prepared, late: &[Upload]) -> Result<Running> {
+        match (self, prepared) {
+            (Self::Gpu(gpu), Prepared::Gpu(prepared)) => {
+                Ok(Running::Gpu(gpu.submit(prepared, late)?))
+            }
+            (Self::Cpu(_), Prepared::Cpu(mut recording, read)) => {
+                recording.uploads.extend_from_slice(late);
+                Ok(Running::Cpu(recording, read))
+            }
+            _ => panic!("a recording was prepared for another device"),
+        }
+    }
+
+    /// Waits until a recording has run, and gives what was to be read.
+    ///
+    /// The CPU has nobody else to run it: it runs here, or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    ///
+    /// # Panics
+    /// If the recording runs on another device.
+    pub fn wait(&self, running: Running) -> Result<Vec<u8>> {
+        match (self, running) {
+            (Self::Gpu(gpu), Running::Gpu(running)) => gpu.wait(running),
+            (Self::Cpu(_), Running::Cpu(recording, (tensor, len))) => {
+                Cpu::play(&recording);
+                Ok(Cpu::read(&tensor, 0, len))
+            }
+            _ => panic!("a recording runs on another device"),
         }
     }
 

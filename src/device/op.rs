@@ -2,10 +2,13 @@
 //!
 //! This file defines the form only; the ops themselves live in [`crate::ops`].
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::{Caps, DType, Dispatch};
+use super::{Caps, DType, Dispatch, Recording, Tensor, Upload};
 
 /// How an op uses an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,45 @@ pub struct Wgsl {
     pub elements: &'static [(&'static str, usize)],
     /// Number of workgroups.
     pub groups: fn(&Dispatch, &Caps) -> [u32; 3],
+    /// What one workgroup loads; none where that is not known.
+    pub loads: Option<Loads>,
+}
+
+/// Bytes that the workgroup of a number loads from each argument, in the op's order.
+///
+/// A word counts once for all lanes that load it, and again when a lane comes back to it after many other
+/// loads: it is then no longer near. Measured by `tests/bytes.rs`.
+pub type Loads = fn(&Dispatch, &Caps, &Ints<'_>, [u32; 3]) -> Vec<u64>;
+
+/// Contents of integer arguments, as the host gave them: what a workgroup loads may depend on them.
+#[derive(Clone, Debug, Default)]
+pub struct Ints<'a>(HashMap<u64, Cow<'a, [u32]>>);
+
+impl<'a> Ints<'a> {
+    /// The arrays that a recording uploads.
+    pub fn of_recording(recording: &'a Recording) -> Self {
+        let words = |bytes: &'a [u8]| match bytemuck::try_cast_slice(bytes) {
+            Ok(words) => Cow::Borrowed(words),
+            Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
+        };
+        let upload = |upload: &'a Upload| (upload.to.id(), words(&upload.bytes));
+        Self(recording.uploads.iter().map(upload).collect())
+    }
+
+    /// Adds an array.
+    pub fn insert(&mut self, tensor: &Tensor, words: Vec<u32>) {
+        self.0.insert(tensor.id(), Cow::Owned(words));
+    }
+
+    /// The array in a tensor.
+    ///
+    /// # Panics
+    /// If the host does not know it.
+    pub fn get(&self, tensor: &Tensor) -> &[u32] {
+        self.0
+            .get(&tensor.id())
+            .expect("the host knows its own arrays")
+    }
 }
 
 /// The `fits` of a kernel without conditions.
@@ -358,10 +400,24 @@ impl<'a> View<'a> {
         self.words()
     }
 
+    /// The elements as u32, to write.
+    pub fn u32s_mut(&mut self) -> &mut [u32] {
+        self.assert_dtype(DType::U32);
+        self.words_mut()
+    }
+
     /// The elements as i32.
     pub fn i32s(&self) -> &[i32] {
         self.assert_dtype(DType::U32);
         bytemuck::cast_slice(self.words())
+    }
+
+    fn assert_codes(&self) {
+        assert!(
+            matches!(self.dtype, DType::U4 | DType::U8),
+            "an argument of {} holds no codes",
+            self.dtype
+        );
     }
 
     /// The words of an argument of codes, packed as [`DType::code_at`] says.
@@ -369,12 +425,14 @@ impl<'a> View<'a> {
     /// # Panics
     /// If the argument is of another type.
     pub fn codes(&self) -> &[u32] {
-        assert!(
-            matches!(self.dtype, DType::U4 | DType::U8),
-            "an argument of {} holds no codes",
-            self.dtype
-        );
+        self.assert_codes();
         self.words()
+    }
+
+    /// The words of an argument of codes, to write.
+    pub fn codes_mut(&mut self) -> &mut [u32] {
+        self.assert_codes();
+        self.words_mut()
     }
 
     /// One element of any type; of codes, the code.

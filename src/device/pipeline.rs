@@ -1,7 +1,7 @@
 //! Pipelines: compiled kernels, made once for each variant.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::compose::{Composed, Variant, compose};
 use super::op::{Access, Op, Wgsl};
@@ -16,9 +16,23 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
-/// Compiled kernels by file address and variant.
+/// A text and what it is compiled for. The text's address tells kernels apart; a file from disk has one
+/// of its own.
+type Key = (usize, Variant);
+
+/// Compiled kernels, and those that are compiled without runtime checks.
 #[derive(Debug, Default)]
-pub(super) struct Pipelines(HashMap<(usize, Variant), Pipeline>);
+pub(super) struct Pipelines {
+    compiled: HashMap<(Key, Checks), Pipeline>,
+    trusted: HashSet<Key>,
+}
+
+/// Whether a shader's indices are checked as it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Checks {
+    On,
+    Off,
+}
 
 impl Pipelines {
     /// The pipeline of a variant, compiled on first use.
@@ -29,14 +43,26 @@ impl Pipelines {
         wgsl: &Wgsl,
         variant: Variant,
     ) -> Result<Pipeline> {
-        // The text's address tells kernels apart; a file from disk has one of its own.
         let key = (wgsl.source.as_ptr() as usize, variant);
-        if let Some(pipeline) = self.0.get(&key) {
+        let checks = if self.trusted.contains(&key) {
+            Checks::Off
+        } else {
+            Checks::On
+        };
+        let key = (key, checks);
+        if let Some(pipeline) = self.compiled.get(&key) {
             return Ok(pipeline.clone());
         }
-        let pipeline = build(device, op, wgsl, &key.1, self.0.len())?;
-        self.0.insert(key, pipeline.clone());
+        let variant = &key.0.1;
+        let pipeline = build(device, op, wgsl, variant, checks, self.compiled.len())?;
+        self.compiled.insert(key, pipeline.clone());
         Ok(pipeline)
+    }
+
+    /// Compiles a variant without runtime checks from now on.
+    pub(super) fn trust(&mut self, wgsl: &Wgsl, variant: Variant) {
+        self.trusted
+            .insert((wgsl.source.as_ptr() as usize, variant));
     }
 }
 
@@ -45,6 +71,7 @@ fn build(
     op: &Op,
     wgsl: &Wgsl,
     variant: &Variant,
+    checks: Checks,
     id: usize,
 ) -> Result<Pipeline> {
     let composed = compose(wgsl, variant)?;
@@ -82,10 +109,7 @@ fn build(
         immediate_size: 0,
     });
     let compile = || {
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label,
-            source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&composed.text)),
-        });
+        let module = module(device, wgsl.file, &composed.text, checks);
         device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,
             layout: Some(&pipeline_layout),
@@ -118,6 +142,27 @@ fn build(
         compute,
         layout,
     })
+}
+
+/// Compiles a text, with the bounds of its indices and loops checked as it runs, or without.
+#[expect(
+    unsafe_code,
+    reason = "checks cost time, and what is trusted has been seen to need none"
+)]
+fn module(device: &wgpu::Device, file: &str, text: &str, checks: Checks) -> wgpu::ShaderModule {
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(file),
+        source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(text)),
+    };
+    if checks == Checks::On {
+        return device.create_shader_module(descriptor);
+    }
+    let unchecked = wgpu::ShaderRuntimeChecks::unchecked();
+    // SAFETY: only `judge::trust` turns the checks off, for texts of this crate, and only after this very
+    // text has passed every case of its op with the checks on, on this device. A kernel bounds its
+    // indices by its params, which the op's verb derives from the shapes of the tensors it binds; its
+    // loops end for the same reason.
+    unsafe { device.create_shader_module_trusted(descriptor, unchecked) }
 }
 
 /// What a shader declares.

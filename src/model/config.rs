@@ -6,6 +6,7 @@
 //! What would change the computation and is not computed by this version is refused by name.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -56,8 +57,12 @@ pub struct Config {
     pub tie_word_embeddings: Option<bool>,
     /// Positions that the model was made for, in tokens.
     pub max_positions: usize,
+    /// Channels of a head that are rotated, its first ones: 2 to `head_dim`, even.
+    pub rotary_dim: usize,
     /// Rotary positions.
     pub rope: Rope,
+    /// Tokens that a query of each layer sees, its own included; none: every one before it.
+    pub windows: Vec<Option<usize>>,
     /// The id that begins a text, if the model has one.
     pub bos: Option<TokenId>,
     /// The ids that end a text.
@@ -68,7 +73,7 @@ pub struct Config {
 }
 
 /// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
@@ -77,7 +82,7 @@ pub struct Rope {
 }
 
 /// How rotary frequencies are stretched for texts longer than those first trained on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeKind {
     /// Not at all.
     Default,
@@ -107,6 +112,28 @@ pub enum RopeKind {
         /// Positions of the first training, in tokens.
         original: usize,
     },
+    /// Pair by pair, by one of two tables (`LongRoPE`).
+    LongRope {
+        /// Divides each frequency in contexts of at most `original` tokens.
+        short_factor: Vec<f64>,
+        /// Divides each frequency in longer contexts.
+        long_factor: Vec<f64>,
+        /// Multiplies cosines and sines.
+        attention_factor: f64,
+        /// Positions of the first training, in tokens.
+        original: usize,
+    },
+}
+
+impl RopeKind {
+    /// Whether a context of so many positions takes the frequencies of long texts, where there are two
+    /// tables of them. Text by text the choice would change under keys that are in the cache already.
+    pub fn is_long(&self, n_positions: usize) -> Option<bool> {
+        match self {
+            Self::LongRope { original, .. } => Some(n_positions > *original),
+            _ => None,
+        }
+    }
 }
 
 impl Config {
@@ -156,7 +183,7 @@ impl Config {
             return Err(keys.bad("rms_norm_eps", problem));
         }
         let max_positions = keys.need_count("max_position_embeddings", MAX_POSITIONS)?;
-        refuse_window(&keys, family, n_layers)?;
+        let rotary_dim = read_rotary_dim(&keys, head_dim)?;
 
         let config = Self {
             family,
@@ -170,21 +197,25 @@ impl Config {
             rms_norm_eps: to_f32(eps),
             tie_word_embeddings: keys.flag("tie_word_embeddings")?,
             max_positions,
-            rope: read_rope(&keys, max_positions)?,
+            rotary_dim,
+            rope: read_rope(&keys, family, rotary_dim, max_positions)?,
+            windows: read_windows(&keys, family, n_layers)?,
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
             eos: keys.ids("eos_token_id", vocab_size)?,
             quantised,
             digest: Sha256::digest(bytes).into(),
         };
         // One look at the result stands for bounds on every parameter of every kind.
-        let (inv_freq, multiplier) = config.inv_freq();
-        if !(multiplier > 0.0 && multiplier.is_finite())
-            || inv_freq.iter().any(|f| !(*f > 0.0 && f.is_finite()))
-        {
-            return Err(keys.bad(
-                "rope_theta",
-                "with the other rope parameters gives frequencies that are not finite and positive",
-            ));
+        for n_positions in [1, usize::MAX] {
+            let (inv_freq, multiplier) = config.inv_freq(n_positions);
+            if !(multiplier > 0.0 && multiplier.is_finite())
+                || inv_freq.iter().any(|f| !(*f > 0.0 && f.is_finite()))
+            {
+                return Err(keys.bad(
+                    "rope_theta",
+                    "with the other rope parameters gives frequencies that are not finite and positive",
+                ));
+            }
         }
         Ok(config)
     }
@@ -199,25 +230,39 @@ impl Config {
         self.n_kv_heads * self.head_dim
     }
 
-    /// Radians per position of each of the `head_dim / 2` pairs of a head, and what cosines and
-    /// sines are multiplied with.
+    /// The channels of a head in the order in which queries and keys have them in device memory: the place
+    /// `i` has `head_order()[i]`. None where that is their own order, since all of them are rotated.
     ///
-    /// Pair `i` is the channels `i` and `i + head_dim / 2`. The arithmetic is that of transformers,
+    /// Kernels rotate the places `i` and `i + head_dim / 2` together. So each half begins with its half of
+    /// the rotated channels; the rest follows, in pairs that are not rotated.
+    pub fn head_order(&self) -> Option<Vec<usize>> {
+        let (dim, rotary) = (self.head_dim, self.rotary_dim);
+        let half = |rotated: Range<usize>, rest: Range<usize>| rotated.chain(rest);
+        let middle = rotary.midpoint(dim);
+        let first = half(0..rotary / 2, rotary..middle);
+        let order = first.chain(half(rotary / 2..rotary, middle..dim));
+        (rotary < dim).then(|| order.collect())
+    }
+
+    /// Radians per position of each of the `rotary_dim / 2` pairs of a head that are rotated, and what
+    /// their cosines and sines are multiplied with, in a context of `n_positions`.
+    ///
+    /// Pair `i` is the channels `i` and `i + rotary_dim / 2`. The arithmetic is that of transformers,
     /// in f32 and in its order, so that positions far out agree with it.
     ///
-    /// Source: `modeling_rope_utils.py` of transformers 5. Version 4 differs where a `YaRN` config
-    /// has both `factor` and a context length other than `factor` times the original one.
-    pub fn inv_freq(&self) -> (Vec<f32>, f32) {
-        let base: Vec<f32> = (0..self.head_dim / 2)
+    /// Source: `modeling_rope_utils.py` of transformers 5. Version 4 differs where a `YaRN` or `LongRoPE`
+    /// config has both `factor` and a context length other than `factor` times the original one.
+    pub fn inv_freq(&self, n_positions: usize) -> (Vec<f32>, f32) {
+        let base: Vec<f32> = (0..self.rotary_dim / 2)
             .map(|i| {
-                let exponent = (2 * i) as f32 / self.head_dim as f32;
+                let exponent = (2 * i) as f32 / self.rotary_dim as f32;
                 // `powf` in f64, rounded once, is within one unit of any f32 library's.
                 to_f32(f64::from(to_f32(self.rope.theta)).powf(f64::from(exponent)))
             })
             .collect();
-        match self.rope.kind {
+        match &self.rope.kind {
             RopeKind::Default => (base.iter().map(|p| p.recip()).collect(), 1.0),
-            RopeKind::Llama3 {
+            &RopeKind::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,
@@ -240,7 +285,7 @@ impl Config {
                 };
                 (base.iter().map(|p| bend(p.recip())).collect(), 1.0)
             }
-            RopeKind::Yarn {
+            &RopeKind::Yarn {
                 factor,
                 beta_fast,
                 beta_slow,
@@ -248,7 +293,7 @@ impl Config {
                 attention_factor,
                 original,
             } => {
-                let dim = self.head_dim as f64;
+                let dim = self.rotary_dim as f64;
                 // The index at which a frequency makes this many turns over the first training.
                 let index = |turns: f64| {
                     dim * (original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.rope.theta.ln())
@@ -269,6 +314,20 @@ impl Config {
                 };
                 let inv_freq = base.iter().enumerate().map(bend).collect();
                 (inv_freq, to_f32(attention_factor))
+            }
+            RopeKind::LongRope {
+                short_factor,
+                long_factor,
+                attention_factor,
+                ..
+            } => {
+                let factors = match self.rope.kind.is_long(n_positions) {
+                    Some(true) => long_factor,
+                    _ => short_factor,
+                };
+                let divided = |(power, &factor): (&f32, &f64)| (to_f32(factor) * power).recip();
+                let inv_freq = base.iter().zip(factors).map(divided).collect();
+                (inv_freq, to_f32(*attention_factor))
             }
         }
     }
@@ -452,6 +511,26 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A list of `n` numbers above 0.
+    fn factors(&self, key: &str, n: usize) -> Result<Vec<f64>> {
+        let list = match self.get(key) {
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(self.expected(key, "a list", other)),
+            None => return Err(self.missing(key)),
+        };
+        if list.len() != n {
+            let problem = format!(
+                "lists {} numbers, expected {n}: one for each pair",
+                list.len()
+            );
+            return Err(self.bad(key, problem));
+        }
+        let fits = |x: &f64| to_f32(*x) > 0.0 && to_f32(*x).is_finite();
+        let number = |value: &Value| value.as_f64().filter(fits);
+        let one = |v| number(v).ok_or_else(|| self.expected(key, "numbers above 0", v));
+        list.iter().map(one).collect()
+    }
+
     /// A number from 0 to `max`.
     fn share(&self, key: &str, max: f64) -> Result<Option<f64>> {
         match self.number(key)? {
@@ -590,50 +669,93 @@ fn read_head_dim(
     Ok(head_dim)
 }
 
-fn refuse_window(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<()> {
-    let advice = "this version computes full attention only";
-    if let Some(value) = keys.get("layer_types") {
-        let Value::Array(types) = value else {
-            return Err(keys.expected("layer_types", "a list", value));
-        };
-        if let Some(other) = types.iter().find(|t| t.as_str() != Some("full_attention")) {
-            return Err(keys.unsupported("layer_types", &shown_value(other), advice));
-        }
-        if types.len() != n_layers {
-            let problem = format!("lists {} layers of {n_layers}", types.len());
-            return Err(keys.bad("layer_types", problem));
-        }
-    }
-    match family.window {
-        Window::Ignored => Ok(()),
-        Window::Switched => {
+/// Reads how far each layer sees: by `layer_types` where the config has them, else as the family has it.
+fn read_windows(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Vec<Option<usize>>> {
+    let (default, switched, first) = match family.window {
+        Window::Ignored => (None, Some(false), 0),
+        Window::Always { default } => (default, keys.flag("use_sliding_window")?, 0),
+        Window::Switched { default, first } => {
             let used = keys.flag("use_sliding_window")?.unwrap_or(false);
-            let window = keys.count("sliding_window", MAX_COUNT)?;
             let first = match keys.get("max_window_layers") {
                 Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
-                _ => keys
-                    .count("max_window_layers", MAX_COUNT)?
-                    .unwrap_or(family.max_window_layers),
+                _ => keys.count("max_window_layers", MAX_COUNT)?.unwrap_or(first),
             };
-            match window {
-                Some(window) if used && first < n_layers => {
-                    let found = format!("{window} (from layer {first} on)");
-                    Err(keys.unsupported("sliding_window", &found, advice))
-                }
-                _ => Ok(()),
-            }
+            (Some(default), Some(used), first)
         }
+    };
+    let window = match keys.count("sliding_window", MAX_COUNT)? {
+        _ if switched == Some(false) => None,
+        None if !keys.map.contains_key("sliding_window") => default,
+        given => given,
+    };
+    let Some(value) = keys.get("layer_types") else {
+        return Ok((0..n_layers)
+            .map(|i| window.filter(|_| i >= first))
+            .collect());
+    };
+    let Value::Array(types) = value else {
+        return Err(keys.expected("layer_types", "a list", value));
+    };
+    if types.len() != n_layers {
+        let problem = format!("lists {} layers of {n_layers}", types.len());
+        return Err(keys.bad("layer_types", problem));
     }
+    let of_type = |value: &Value| match (value.as_str(), window) {
+        (Some("full_attention"), _) => Ok(None),
+        (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
+        (Some("sliding_attention"), None) => {
+            let problem = "has sliding_attention, but there is no sliding_window in use";
+            Err(keys.bad("layer_types", problem))
+        }
+        _ => {
+            let advice = "this version computes full_attention and sliding_attention";
+            Err(keys.unsupported("layer_types", &shown_value(value), advice))
+        }
+    };
+    types.iter().map(of_type).collect()
 }
 
-fn read_rope(keys: &Keys<'_>, max_positions: usize) -> Result<Rope> {
+/// Reads how many channels of a head are rotated, from either spelling of a config.
+fn read_rotary_dim(keys: &Keys<'_>, head_dim: usize) -> Result<usize> {
+    let old = keys.object("rope_scaling", "rope_scaling.")?;
+    let new = keys.object("rope_parameters", "rope_parameters.")?;
+    let mut found: Option<f64> = None;
+    for keys in [Some(keys), old.as_ref(), new.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        match (keys.share("partial_rotary_factor", 1.0)?, found) {
+            (Some(here), Some(other)) if here.to_bits() != other.to_bits() => {
+                let problem = format!("{here} contradicts partial_rotary_factor {other}");
+                return Err(keys.bad("partial_rotary_factor", problem));
+            }
+            (here, _) => found = here.or(found),
+        }
+    }
+    let Some(share) = found else {
+        return Ok(head_dim);
+    };
+    // Rounded down, as Python's `int` does it.
+    let wanted = share * head_dim as f64;
+    let rotary_dim = (0..=head_dim).rfind(|&n| n as f64 <= wanted).unwrap_or(0);
+    if rotary_dim < 2 || !rotary_dim.is_multiple_of(2) {
+        let problem = format!("{share} of {head_dim} channels is no even number above 0");
+        return Err(keys.bad("partial_rotary_factor", problem));
+    }
+    Ok(rotary_dim)
+}
+
+fn read_rope(
+    keys: &Keys<'_>,
+    family: &Family,
+    rotary_dim: usize,
+    max_positions: usize,
+) -> Result<Rope> {
     let old = keys.object("rope_scaling", "rope_scaling.")?;
     let new = keys.object("rope_parameters", "rope_parameters.")?;
     let outer_theta = keys.positive("rope_theta")?;
-    refuse_partial(keys)?;
 
     let read = |inner: Keys<'_>| -> Result<Rope> {
-        refuse_partial(&inner)?;
         let inner_theta = inner.positive("rope_theta")?;
         if let (Some(inner_theta), Some(outer_theta)) = (inner_theta, outer_theta)
             && inner_theta.to_bits() != outer_theta.to_bits()
@@ -643,7 +765,14 @@ fn read_rope(keys: &Keys<'_>, max_positions: usize) -> Result<Rope> {
         }
         // 10000 is the default of every family here.
         let theta = inner_theta.or(outer_theta).unwrap_or(10_000.0);
-        let kind = read_rope_kind(&inner, keys, theta, max_positions)?;
+        let original = read_original(&inner, keys)?.or(family.original_positions);
+        let sizes = Sizes {
+            theta,
+            rotary_dim,
+            original,
+            max_positions,
+        };
+        let kind = read_rope_kind(&inner, keys, sizes)?;
         Ok(Rope { theta, kind })
     };
     match (old.map(read).transpose()?, new.map(read).transpose()?) {
@@ -658,23 +787,32 @@ fn read_rope(keys: &Keys<'_>, max_positions: usize) -> Result<Rope> {
     }
 }
 
-fn refuse_partial(keys: &Keys<'_>) -> Result<()> {
-    match keys.number("partial_rotary_factor")? {
-        Some(x) if (x - 1.0).abs() > f64::EPSILON => {
-            let advice = "this version rotates whole heads";
-            Err(keys.unsupported("partial_rotary_factor", &x.to_string(), advice))
+/// What the kinds of rope are computed from beside their own keys.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    theta: f64,
+    rotary_dim: usize,
+    original: Option<usize>,
+    max_positions: usize,
+}
+
+/// Positions of the first training, which some families have in the config itself.
+fn read_original(inner: &Keys<'_>, outer: &Keys<'_>) -> Result<Option<usize>> {
+    let key = "original_max_position_embeddings";
+    let (inside, outside) = (
+        inner.count(key, MAX_POSITIONS)?,
+        outer.count(key, MAX_POSITIONS)?,
+    );
+    match (inside, outside) {
+        (Some(a), Some(b)) if a != b => {
+            Err(inner.bad(key, format!("{a} contradicts the config's {b}")))
         }
-        _ => Ok(()),
+        _ => Ok(inside.or(outside)),
     }
 }
 
 /// Reads the object under `rope_scaling` or `rope_parameters`; `outer` is the whole config.
-fn read_rope_kind(
-    keys: &Keys<'_>,
-    outer: &Keys<'_>,
-    theta: f64,
-    max_positions: usize,
-) -> Result<RopeKind> {
+fn read_rope_kind(keys: &Keys<'_>, outer: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
     let (rope_type, legacy) = (keys.text("rope_type")?, keys.text("type")?);
     if let (Some(a), Some(b)) = (rope_type, legacy)
         && a != b
@@ -682,10 +820,8 @@ fn read_rope_kind(
         let problem = format!("'{}' contradicts type '{}'", shown(a), shown(b));
         return Err(keys.bad("rope_type", problem));
     }
-    let original = match keys.count("original_max_position_embeddings", MAX_POSITIONS)? {
-        None => outer.count("original_max_position_embeddings", MAX_POSITIONS)?,
-        some => some,
-    };
+    // Phi-3 had other names for it first; its lists tell it from the other yarn.
+    let lists = keys.get("short_factor").is_some() && keys.get("long_factor").is_some();
     match rope_type.or(legacy) {
         Some("default") => Ok(RopeKind::Default),
         // Version 5 leaves the type out where it is the default one; version 4 never does.
@@ -701,25 +837,18 @@ fn read_rope_kind(
             Ok(RopeKind::Default)
         }
         None => Err(keys.missing("rope_type")),
-        Some("llama3") => read_llama3(keys, original),
-        Some("yarn") => read_yarn(
-            keys,
-            theta,
-            original.unwrap_or(max_positions),
-            max_positions,
-        ),
+        Some("llama3") => read_llama3(keys, sizes.original),
+        Some("longrope" | "su") => read_longrope(keys, sizes),
+        Some("yarn") if lists => read_longrope(keys, sizes),
+        Some("yarn") => read_yarn(keys, sizes),
         Some(other) => {
             let advice = match other {
                 "dynamic" => {
                     "its frequencies change as the text grows, which would spoil keys already in \
                      the cache; a config without rope scaling works within the trained length"
                 }
-                "longrope" | "su" => {
-                    "its frequencies switch at a text length, which would spoil keys already in \
-                     the cache"
-                }
-                "linear" => "this version computes default, llama3 and yarn",
-                _ => "it is not known; this version computes default, llama3 and yarn",
+                "linear" => "this version computes default, llama3, yarn and longrope",
+                _ => "it is not known; this version computes default, llama3, yarn and longrope",
             };
             Err(keys.unsupported("rope_type", &format!("'{}'", shown(other)), advice))
         }
@@ -743,12 +872,38 @@ fn read_llama3(keys: &Keys<'_>, original: Option<usize>) -> Result<RopeKind> {
     })
 }
 
-fn read_yarn(
-    keys: &Keys<'_>,
-    theta: f64,
-    original: usize,
-    max_positions: usize,
-) -> Result<RopeKind> {
+fn read_longrope(keys: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
+    for key in ["short_mscale", "long_mscale"] {
+        if let Some(value) = keys.get(key) {
+            let advice = "this version multiplies both tables alike, by attention_factor";
+            return Err(keys.unsupported(key, &shown_value(value), advice));
+        }
+    }
+    let original = sizes.original.unwrap_or(sizes.max_positions);
+    let factor = match keys.positive("factor")? {
+        Some(factor) => factor,
+        None => sizes.max_positions as f64 / original as f64,
+    };
+    let attention_factor = match keys.positive("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None if original == 1 => {
+            let problem = "longrope needs more than 1 position, or an attention_factor";
+            return Err(keys.bad("original_max_position_embeddings", problem));
+        }
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    Ok(RopeKind::LongRope {
+        short_factor: keys.factors("short_factor", sizes.rotary_dim / 2)?,
+        long_factor: keys.factors("long_factor", sizes.rotary_dim / 2)?,
+        attention_factor,
+        original,
+    })
+}
+
+fn read_yarn(keys: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
+    let (theta, max_positions) = (sizes.theta, sizes.max_positions);
+    let original = sizes.original.unwrap_or(max_positions);
     if to_f32(theta) <= 1.0 {
         return Err(keys.bad(
             "rope_theta",
@@ -832,7 +987,7 @@ mod tests {
         let all = std::fs::read("tests/golden/rope_inv_freq.json").expect("a golden file");
         let all: Value = serde_json::from_slice(&all).expect("a golden file is JSON");
         let want = &all[golden];
-        let (inv_freq, multiplier) = config.inv_freq();
+        let (inv_freq, multiplier) = config.inv_freq(1);
         let list = want["inv_freq"].as_array().expect("a list");
         assert_eq!(
             inv_freq.len(),
@@ -906,7 +1061,7 @@ mod tests {
             rope_map.extend(extra);
             read(json!({"rope_scaling": rope}))
                 .expect("a good config")
-                .inv_freq()
+                .inv_freq(512)
                 .1
         };
         let near = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-6;
@@ -931,7 +1086,7 @@ mod tests {
                 "original_max_position_embeddings": 512, "truncate": truncate}}),
             )
             .expect("a good config")
-            .inv_freq()
+            .inv_freq(512)
             .0
         };
         assert_ne!(rope(true), rope(false), "truncation moves the ramp's ends");
@@ -979,18 +1134,117 @@ mod tests {
     }
 
     #[test]
+    fn longrope_is_that_of_transformers_in_either_spelling() {
+        let short: Vec<f64> = (0..6).map(|i| 1.0 + 0.05 * f64::from(i)).collect();
+        let long: Vec<f64> = (0..6).map(|i| 1.0 + 2.0 * f64::from(i)).collect();
+        for (name, original) in [
+            ("plain_phi3_partial_longrope_long/model", 16),
+            ("plain_phi3_partial_longrope_short/model", 128),
+        ] {
+            let lists = json!({"type": "longrope", "short_factor": short, "long_factor": long});
+            let old = read(json!({"model_type": "phi3", "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": original, "rope_scaling": lists}))
+            .expect("a good config");
+            agrees(&old, name);
+            let new = read(json!({"model_type": "phi3", "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": original, "short_factor": short,
+                "long_factor": long}}))
+            .expect("a good config");
+            assert_eq!(
+                (&old.rope, old.rotary_dim),
+                (&new.rope, new.rotary_dim),
+                "{name}"
+            );
+
+            let table = |n_positions| old.inv_freq(n_positions).0;
+            assert_eq!(
+                table(original),
+                table(1),
+                "{name}: short up to the original length"
+            );
+            assert_eq!(
+                table(original + 1),
+                table(usize::MAX),
+                "{name}: long beyond it"
+            );
+            for i in 0..6 {
+                let ratio = f64::from(table(1)[i] / table(usize::MAX)[i]);
+                assert!(
+                    (ratio - long[i] / short[i]).abs() < 1e-5,
+                    "{name}: pair {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn phi3_called_longrope_su_and_yarn_and_began_at_4096_tokens() {
+        let kind = |name: &str, extra: Value| {
+            let mut keys = json!({"model_type": "phi3", "max_position_embeddings": 131_072,
+                "rope_scaling": {"type": name, "short_factor": [1, 1, 1, 1, 1, 1, 1, 1],
+                    "long_factor": [1, 2, 3, 4, 5, 6, 7, 8]}});
+            let (Value::Object(map), Value::Object(extra)) = (&mut keys, extra) else {
+                unreachable!("both are objects");
+            };
+            map.extend(extra);
+            read(keys).expect("a good config").rope.kind
+        };
+        let want = kind(
+            "longrope",
+            json!({"original_max_position_embeddings": 4096}),
+        );
+        assert_eq!(want.is_long(4096), Some(false), "4096 tokens are short");
+        assert_eq!(want.is_long(4097), Some(true), "more are long");
+        for name in ["longrope", "su", "yarn"] {
+            assert_eq!(kind(name, json!({})), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_channels_of_a_head_are_paired_for_kernels_that_rotate_all_of_it() {
+        let order = |share: f64| {
+            read(json!({"head_dim": 16, "partial_rotary_factor": share}))
+                .expect("a good config")
+                .head_order()
+        };
+        assert_eq!(order(1.0), None, "their own order");
+        let want = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15];
+        assert_eq!(order(0.5), Some(want.to_vec()), "pairs of i and i + 4");
+        let want = [0, 1, 2, 3, 4, 5, 12, 13, 6, 7, 8, 9, 10, 11, 14, 15];
+        assert_eq!(order(0.75), Some(want.to_vec()), "pairs of i and i + 6");
+    }
+
+    #[test]
     fn a_sliding_window_counts_only_where_it_is_switched_on() {
-        let window = |used: bool, from: usize| {
-            read(
+        let windows = |keys: Value| read(keys).expect("a good config").windows;
+        let qwen = |used: bool, from: usize| {
+            windows(
                 json!({"sliding_window": 64, "use_sliding_window": used, "max_window_layers": from}),
             )
         };
-        window(false, 0).expect("switched off");
-        window(true, 3).expect("no layer has it");
-        let line = window(true, 2).expect_err("one layer has it").to_string();
-        assert!(line.contains("sliding_window 64"), "said: {line}");
-        read(json!({"model_type": "llama", "sliding_window": 64, "use_sliding_window": true}))
-            .expect("llama has no such key");
+        assert_eq!(qwen(false, 0), [None; 3], "switched off");
+        assert_eq!(qwen(true, 3), [None; 3], "no layer has it");
+        assert_eq!(qwen(true, 2), [None, None, Some(64)], "one layer has it");
+        let other = |model_type: &str, window: Value| {
+            windows(json!({"model_type": model_type, "sliding_window": window}))
+        };
+        assert_eq!(
+            other("llama", json!(64)),
+            [None; 3],
+            "llama has no such key"
+        );
+        for model_type in ["mistral", "phi3"] {
+            assert_eq!(other(model_type, json!(64)), [Some(64); 3], "no switch");
+            assert_eq!(other(model_type, Value::Null), [None; 3], "null is none");
+        }
+        let absent = |model_type: &str| windows(json!({"model_type": model_type}));
+        assert_eq!(absent("mistral"), [Some(4096); 3], "the family's own");
+        assert_eq!(absent("phi3"), [None; 3], "it has none");
+        let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+        let by_layer =
+            windows(json!({"use_sliding_window": true, "sliding_window": 5, "layer_types": types}));
+        assert_eq!(by_layer, [Some(5), None, Some(5)], "as the list has it");
     }
 
     #[test]

@@ -1,24 +1,27 @@
 //! A model with a cache: plays passes.
 //!
-//! The engine knows tokens, blocks and views; not workers, steps or prompts. Invariant: a pass that
-//! fails leaves every block as it was.
+//! The engine knows tokens, blocks and views; not workers, steps or prompts. While the device works on
+//! a pass, the engine plans and records the next one, if it is told how that will look; a wrong guess
+//! costs the time it took and nothing else. Invariants: a pass that fails leaves every block as it was,
+//! and no guess changes a block or a token.
 
 use std::sync::Arc;
 
 use super::forward::{Model, Scratch};
 use crate::cache::KvCache;
 use crate::cache::layout::View;
-use crate::cache::pages::BlockId;
-use crate::cache::plan::{Batch, Logits, SPLIT, Turn, plan};
-use crate::device::{DType, judge};
+use crate::cache::pages::{BlockId, Pages};
+use crate::cache::plan::{Batch, Logits, Plan, SPLIT, Turn, plan};
+use crate::device::{DType, Device, Prepared, Recording, Running, Tensor, Upload, judge};
 use crate::ops::linear::By;
+use crate::ops::sample::{NONE, Rule, mask, sample};
 use crate::{Error, Result, TokenId};
 
 /// Most rows of one pass of a prefill.
-const PREFILL_ROWS: usize = 256;
+pub(super) const PREFILL_ROWS: usize = 256;
 
 /// Most pairs of a split and a row in one pass of a prefill: bounds the memory of the partials.
-const PREFILL_PAIRS: usize = 4096;
+pub(super) const PREFILL_PAIRS: usize = 4096;
 
 /// A model, its cache, and the memory that a pass works in.
 #[derive(Debug)]
@@ -28,6 +31,46 @@ pub struct Engine {
     pub cache: KvCache,
     scratch: Scratch,
     checked: bool,
+    choosing: Option<Choosing>,
+    is_ahead: bool,
+    n_ahead: u64,
+    next: Option<Next>,
+}
+
+/// How tokens are chosen on the device.
+#[derive(Debug)]
+struct Choosing {
+    rule: Rule,
+    /// Bits of the ids that are never chosen.
+    suppressed: Tensor,
+    /// `[n, 2]` and `[n]`, for passes that want at most `n` rows.
+    draws: Tensor,
+    ids: Tensor,
+}
+
+/// What shall be chosen in a pass: one token for each row whose logits are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    batch: Batch,
+    by: By,
+    draws: Vec<u64>,
+}
+
+/// A pass that was recorded before its tokens were known.
+#[derive(Debug)]
+struct Next {
+    /// The blocks when it was planned: it is of use only where they are the same.
+    before: Pages,
+    wanted: Wanted,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The tokens are missing; they go to this tensor.
+    Recorded(Prepared, Tensor),
+    /// The tokens are those of `wanted`.
+    Started(Running),
 }
 
 impl Engine {
@@ -45,12 +88,43 @@ impl Engine {
             cache,
             scratch: Scratch::default(),
             checked,
+            choosing: None,
+            is_ahead: true,
+            n_ahead: 0,
+            next: None,
         })
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Whether passes are recorded ahead; they are unless told otherwise. It changes no token.
+    pub fn set_ahead(&mut self, is_ahead: bool) {
+        self.is_ahead = is_ahead;
+    }
+
+    /// Passes whose recording was there before they were asked for.
+    pub fn n_ahead(&self) -> u64 {
+        self.n_ahead
+    }
+
+    /// Sets how [`Engine::choose`] chooses: by a rule, among all ids but those suppressed.
+    ///
+    /// # Errors
+    /// If the device cannot hold a bit for each token.
+    pub fn choose_by(&mut self, rule: Rule, suppressed: &[TokenId]) -> Result<()> {
+        let device = self.model.device();
+        let mask = mask(suppressed, self.model.config().vocab_size);
+        self.next = None;
+        self.choosing = Some(Choosing {
+            rule,
+            suppressed: device.upload(&[mask.len()], DType::U32, &mask)?,
+            draws: device.tensor(&[1, 2], DType::U32)?,
+            ids: device.tensor(&[1], DType::U32)?,
+        });
+        Ok(())
     }
 
     /// Feeds the tokens of a batch in one pass; returns the wanted logits, row by row.
@@ -66,32 +140,15 @@ impl Engine {
     }
 
     fn feed(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
-        let vocab = self.model.config().vocab_size;
-        let mut tokens = batch.turns.iter().flat_map(|turn| &turn.tokens);
-        if let Some(id) = tokens.find(|&&id| id as usize >= vocab) {
-            return Err(Error::Tokenizer(format!(
-                "it knows token {id}, but the model has {vocab} tokens; do the files belong together?"
-            )));
-        }
-        for (i, turn) in batch.turns.iter().enumerate() {
-            if let Err(error) = self.cache.pages.extend(own(turn), turn.tokens.len()) {
-                self.take_back(&batch.turns[..i]);
-                return Err(error);
-            }
-        }
+        self.next = None;
+        self.extend(batch)?;
         let logits = self.run(batch, by);
-        if logits.is_err() {
-            self.take_back(&batch.turns);
-        }
-        logits
+        self.or_take_back(batch, logits)
     }
 
     /// Plans, records and plays a batch that the blocks have room for.
     fn run(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
-        let plan = plan(&self.cache.pages, batch, self.model.rows_per_work());
-        let recording = self
-            .model
-            .forward(&plan, by, &self.cache, &mut self.scratch)?;
+        let (plan, recording) = self.record(batch, by, None)?;
         let device = self.model.device();
         if self.checked {
             judge::play_checked(device, &recording)?;
@@ -105,6 +162,216 @@ impl Engine {
         let vocab = self.model.config().vocab_size;
         let all = device.read_f32(logits, n_wanted * vocab)?;
         Ok(all.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Feeds the tokens of a batch in one pass and chooses a token for each wanted row, by the rule of
+    /// [`Engine::choose_by`]; none where there is no token to choose. Only the ids come back from the
+    /// device.
+    ///
+    /// With `guess`, the pass that will probably follow is planned and recorded while this one runs;
+    /// which tokens it feeds does not matter yet.
+    ///
+    /// # Errors
+    /// Those of [`Engine::pass`].
+    ///
+    /// # Panics
+    /// If there is no rule, or not a draw for each wanted row.
+    pub fn choose(
+        &mut self,
+        wanted: &Wanted,
+        guess: Option<Wanted>,
+    ) -> Result<Vec<Option<TokenId>>> {
+        let started = self.start(wanted).then(|| self.next.take()).flatten();
+        self.extend(&wanted.batch)?;
+        let ids = self.run_chosen(wanted, started, guess);
+        self.or_take_back(&wanted.batch, ids)
+    }
+
+    /// Starts a pass that was recorded ahead, now that its tokens are known; whether it runs.
+    ///
+    /// It does not if it was not recorded, or if it is not the pass that was guessed. What runs is of no
+    /// consequence until [`Engine::choose`] asks for the same pass.
+    pub fn start(&mut self, wanted: &Wanted) -> bool {
+        let Some(next) = self.next.take() else {
+            return false;
+        };
+        if next.before != self.cache.pages || !next.wanted.is_like(wanted) {
+            return false;
+        }
+        let stage = match next.stage {
+            Stage::Started(running) if next.wanted.batch == wanted.batch => Stage::Started(running),
+            Stage::Recorded(prepared, to) => {
+                let turns = wanted.batch.turns.iter();
+                let tokens: Vec<u32> = turns.flat_map(|t| t.tokens.iter().copied()).collect();
+                if self.check(&wanted.batch).is_err() {
+                    return false;
+                }
+                let bytes = bytemuck::cast_slice(&tokens).to_vec();
+                // A device that fails will say so again.
+                match self
+                    .model
+                    .device()
+                    .submit(prepared, &[Upload { to, bytes }])
+                {
+                    Ok(running) => Stage::Started(running),
+                    Err(_) => return false,
+                }
+            }
+            Stage::Started(_) => return false,
+        };
+        self.next = Some(Next {
+            before: next.before,
+            wanted: wanted.clone(),
+            stage,
+        });
+        true
+    }
+
+    /// Chooses for a batch that the blocks have room for, whose pass may have been started.
+    fn run_chosen(
+        &mut self,
+        wanted: &Wanted,
+        started: Option<Next>,
+        guess: Option<Wanted>,
+    ) -> Result<Vec<Option<TokenId>>> {
+        let device = self.model.device().clone();
+        let bytes = if self.checked {
+            let (recording, [.., ids]) = self.record_chosen(wanted, None)?;
+            judge::play_checked(&device, &recording)?;
+            device.read(&ids, 0, 4 * wanted.draws.len())?
+        } else {
+            let running = if let Some(Next {
+                stage: Stage::Started(running),
+                ..
+            }) = started
+            {
+                self.n_ahead += 1;
+                running
+            } else {
+                let (prepared, _) = self.prepare(wanted, None)?;
+                device.submit(prepared, &[])?
+            };
+            // A guess that does not fit is no guess.
+            self.next = guess
+                .filter(|_| self.is_ahead)
+                .and_then(|wanted| self.guess(wanted).ok());
+            device.wait(running)?
+        };
+        let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        Ok(ids
+            .into_iter()
+            .map(|id| Some(id).filter(|&id| id != NONE))
+            .collect())
+    }
+
+    /// Records a pass whose tokens are not known; the blocks stay as they are.
+    fn guess(&mut self, wanted: Wanted) -> Result<Next> {
+        let before = self.cache.pages.clone();
+        let mut pages = before.clone();
+        for turn in &wanted.batch.turns {
+            pages.extend(own(turn), turn.tokens.len())?;
+        }
+        let (prepared, tokens) = self.prepare(&wanted, Some(&pages))?;
+        Ok(Next {
+            before,
+            wanted,
+            stage: Stage::Recorded(prepared, tokens),
+        })
+    }
+
+    /// Records and prepares a pass; gives the tensor of its tokens too.
+    fn prepare(&mut self, wanted: &Wanted, pages: Option<&Pages>) -> Result<(Prepared, Tensor)> {
+        let (recording, [tokens, ids]) = self.record_chosen(wanted, pages)?;
+        let device = self.model.device();
+        let prepared = device.prepare(recording, (&ids, 4 * wanted.draws.len()))?;
+        Ok((prepared, tokens))
+    }
+
+    /// Records a pass and the choice; gives the tensors of its tokens and of the chosen ids too.
+    fn record_chosen(
+        &mut self,
+        wanted: &Wanted,
+        pages: Option<&Pages>,
+    ) -> Result<(Recording, [Tensor; 2])> {
+        let (plan, mut recording) = self.record(&wanted.batch, wanted.by, pages)?;
+        let n = plan.wanted.len();
+        assert_eq!(n, wanted.draws.len(), "each wanted row has a draw");
+        let device: &Device = self.model.device();
+        let choosing = self.choosing.as_mut().expect("a rule was set");
+        if choosing.ids.len() < n {
+            let n = n.next_power_of_two();
+            choosing.draws = device.tensor(&[n, 2], DType::U32)?;
+            choosing.ids = device.tensor(&[n], DType::U32)?;
+        }
+        if let Some(logits) = self.scratch.logits().filter(|_| n > 0) {
+            recording.upload(&choosing.draws, &wanted.draws);
+            sample(
+                &mut recording,
+                &choosing.rule,
+                logits,
+                [&choosing.suppressed, &choosing.draws],
+                &choosing.ids,
+                n,
+            );
+        }
+        let tokens = self.scratch.tokens().expect("a pass has tokens").clone();
+        Ok((recording, [tokens, choosing.ids.clone()]))
+    }
+
+    /// Plans and records a batch over blocks that were extended by it: those of the cache, or others.
+    fn record(
+        &mut self,
+        batch: &Batch,
+        by: By,
+        pages: Option<&Pages>,
+    ) -> Result<(Plan, Recording)> {
+        let pages = pages.unwrap_or(&self.cache.pages);
+        let model = &self.model;
+        let plan = plan(pages, batch, model.rows_per_work(), model.windows());
+        let furthest = plan.positions.iter().copied().max().unwrap_or(0) as usize;
+        if furthest >= self.model.n_positions() {
+            return Err(Error::Limit {
+                what: "a pass".into(),
+                need: format!("position {furthest}"),
+                have: format!("{} of them", self.model.n_positions()),
+                advice: "raise --context".into(),
+            });
+        }
+        let recording = self
+            .model
+            .forward(&plan, by, &self.cache, &mut self.scratch)?;
+        Ok((plan, recording))
+    }
+
+    /// Refuses tokens that the model does not have.
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let vocab = self.model.config().vocab_size;
+        let mut tokens = batch.turns.iter().flat_map(|turn| &turn.tokens);
+        match tokens.find(|&&id| id as usize >= vocab) {
+            Some(id) => Err(Error::Tokenizer(format!(
+                "it knows token {id}, but the model has {vocab} tokens; do the files belong together?"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes room for a batch.
+    fn extend(&mut self, batch: &Batch) -> Result<()> {
+        self.check(batch)?;
+        for (i, turn) in batch.turns.iter().enumerate() {
+            if let Err(error) = self.cache.pages.extend(own(turn), turn.tokens.len()) {
+                self.take_back(&batch.turns[..i]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn or_take_back<T>(&mut self, batch: &Batch, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.take_back(&batch.turns);
+        }
+        result
     }
 
     /// Undoes the extension of blocks, the last first, so that even the order of free pages is as before.
@@ -129,26 +396,89 @@ impl Engine {
         let mut out = Vec::new();
         let mut rest = tokens;
         while !rest.is_empty() {
-            let splits = self.cache.pages.len(block) / SPLIT + 2;
-            let n = (PREFILL_PAIRS / splits)
-                .clamp(16, PREFILL_ROWS)
-                .min(rest.len());
-            let (now, later) = rest.split_at(n);
+            let (now, later) = rest.split_at(self.piece(block).min(rest.len()));
             let wanted = match logits {
                 Logits::Last if !later.is_empty() => Logits::None,
                 other => other,
             };
-            let view = View(vec![block]);
-            let turn = Turn {
-                view,
-                tokens: now.to_vec(),
-                logits: wanted,
-            };
-            out.extend(self.feed(&Batch { turns: vec![turn] }, By::Tiles)?);
+            out.extend(self.feed(&alone(block, now, wanted), By::Tiles)?);
             rest = later;
         }
         Ok(out)
     }
+
+    /// Feeds tokens to the end of a block that sees nothing but itself, as [`Engine::prefill`] does, and
+    /// chooses the next token as [`Engine::choose`] does, in the last of the passes.
+    ///
+    /// # Errors
+    /// Those of [`Engine::pass`].
+    ///
+    /// # Panics
+    /// If there is no token or no rule.
+    pub fn go_on(
+        &mut self,
+        block: BlockId,
+        tokens: &[TokenId],
+        draw: u64,
+        guess: Option<Wanted>,
+    ) -> Result<Option<TokenId>> {
+        assert!(!tokens.is_empty(), "there is a token to go on from");
+        let mut rest = tokens;
+        loop {
+            let (now, later) = rest.split_at(self.piece(block).min(rest.len()));
+            if later.is_empty() {
+                let wanted = Wanted {
+                    by: By::Tiles,
+                    ..Wanted::of_one(block, now, draw)
+                };
+                return Ok(self.choose(&wanted, guess)?[0]);
+            }
+            self.feed(&alone(block, now, Logits::None), By::Tiles)?;
+            rest = later;
+        }
+    }
+
+    /// Tokens of the next pass of a prefill.
+    fn piece(&self, block: BlockId) -> usize {
+        let splits = self.cache.pages.len(block) / SPLIT + 2;
+        (PREFILL_PAIRS / splits).clamp(16, PREFILL_ROWS)
+    }
+}
+
+impl Wanted {
+    /// A token for each row of a batch whose logits are wanted, by 64 random bits for each.
+    pub fn new(batch: Batch, draws: Vec<u64>) -> Self {
+        Self {
+            batch,
+            by: By::Columns,
+            draws,
+        }
+    }
+
+    /// One token, after `tokens` at the end of a block that sees nothing but itself.
+    pub fn of_one(block: BlockId, tokens: &[TokenId], draw: u64) -> Self {
+        Self::new(alone(block, tokens, Logits::Last), vec![draw])
+    }
+
+    /// What is fed.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Whether another pass differs in nothing but the tokens that it feeds.
+    fn is_like(&self, other: &Self) -> bool {
+        self.batch.is_like(&other.batch) && self.by == other.by && self.draws == other.draws
+    }
+}
+
+/// A batch of one turn, of a block that sees nothing but itself.
+fn alone(block: BlockId, tokens: &[TokenId], logits: Logits) -> Batch {
+    let turn = Turn {
+        view: View(vec![block]),
+        tokens: tokens.to_vec(),
+        logits,
+    };
+    Batch { turns: vec![turn] }
 }
 
 /// The block that a turn writes.

@@ -9,7 +9,17 @@ pub enum Window {
     /// The family has no such key; where it is set, it means nothing.
     Ignored,
     /// Only if `use_sliding_window` is true, and only for layers from `max_window_layers` on.
-    Switched,
+    Switched {
+        /// Tokens of the window where the config has none.
+        default: usize,
+        /// `max_window_layers` where the config has none.
+        first: usize,
+    },
+    /// In every layer.
+    Always {
+        /// Tokens of the window where the config says nothing of it; null says that there is none.
+        default: Option<usize>,
+    },
 }
 
 /// What the configs of one family have in common.
@@ -23,8 +33,8 @@ pub struct Family {
     pub head_dim: Option<usize>,
     /// What `sliding_window` means.
     pub window: Window,
-    /// `max_window_layers` where the config has none.
-    pub max_window_layers: usize,
+    /// Positions of the first training where the config has none; `None`: all that it was made for.
+    pub original_positions: Option<usize>,
 }
 
 /// Every family that this version computes.
@@ -33,22 +43,44 @@ pub static FAMILIES: &[Family] = &[
         model_type: "qwen2",
         architecture: "Qwen2ForCausalLM",
         head_dim: None,
-        window: Window::Switched,
-        max_window_layers: 28,
+        window: Window::Switched {
+            default: 4096,
+            first: 28,
+        },
+        original_positions: None,
     },
     Family {
         model_type: "qwen3",
         architecture: "Qwen3ForCausalLM",
         head_dim: Some(128),
-        window: Window::Switched,
-        max_window_layers: 28,
+        window: Window::Switched {
+            default: 4096,
+            first: 28,
+        },
+        original_positions: None,
     },
     Family {
         model_type: "llama",
         architecture: "LlamaForCausalLM",
         head_dim: None,
         window: Window::Ignored,
-        max_window_layers: 0,
+        original_positions: None,
+    },
+    Family {
+        model_type: "mistral",
+        architecture: "MistralForCausalLM",
+        head_dim: None,
+        window: Window::Always {
+            default: Some(4096),
+        },
+        original_positions: None,
+    },
+    Family {
+        model_type: "phi3",
+        architecture: "Phi3ForCausalLM",
+        head_dim: None,
+        window: Window::Always { default: None },
+        original_positions: Some(4096),
     },
 ];
 

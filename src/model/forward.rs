@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Matrix, Source, Weights, load, padded};
+use super::load::{Layer, Matrix, Weights, load, padded};
+use super::random::{RandomWeights, random};
 use super::{Config, ModelFiles};
 use crate::Result;
-use crate::cache::plan::Plan;
+use crate::cache::plan::{self, Plan, Sight};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::{DType, Device, Recording, Tensor};
-use crate::ops::attend::{Work, attend, rows_per_work};
+use crate::ops::attend::{self, Work, attend, rows_per_work};
 use crate::ops::embed::embed;
 use crate::ops::gate_up::gate_up;
 use crate::ops::gather::gather;
@@ -27,6 +28,11 @@ use crate::ops::qkv::qkv;
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::select_rows::select_rows;
 
+const _: () = assert!(
+    plan::SPLIT <= attend::SPLIT,
+    "attention serves the plan's splits"
+);
+
 /// A loaded model.
 #[derive(Debug)]
 pub struct Model {
@@ -35,6 +41,12 @@ pub struct Model {
     weights: Weights,
     /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
     angles: Tensor,
+    /// Whether all layers are one layer's tensors.
+    shared: bool,
+    /// Tokens that the layers see: each number once; none stands for all.
+    windows: Vec<Option<usize>>,
+    /// Which of them each layer has.
+    window_of_layer: Vec<usize>,
 }
 
 /// Device memory that a pass works in; grows with the largest pass, kept between passes.
@@ -44,7 +56,7 @@ pub struct Scratch {
     partials: Option<[Tensor; 2]>,
     logits: Option<Tensor>,
     selected: Option<[Tensor; 2]>,
-    inputs: [Option<Tensor>; 9],
+    inputs: Vec<Option<Tensor>>,
 }
 
 /// Activations, one row for each new token.
@@ -95,14 +107,8 @@ impl Model {
         n_positions: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let weights = load(&device, Source::Files(files), progress)?;
-        let angles = angles(&device, &files.config, n_positions)?;
-        Ok(Self {
-            config: files.config.clone(),
-            device,
-            weights,
-            angles,
-        })
+        let weights = load(&device, files, progress)?;
+        Self::new(device, &files.config, weights, n_positions)
     }
 
     /// A model of the given shape with pseudo-random weights: for benches, which need no checkpoint.
@@ -112,16 +118,42 @@ impl Model {
     pub fn random(
         device: Arc<Device>,
         config: &Config,
-        weights: DType,
+        weights: RandomWeights,
         n_positions: usize,
     ) -> Result<Self> {
-        let weights = load(&device, Source::Random(config, weights), &mut |_| {})?;
-        let angles = angles(&device, config, n_positions)?;
+        let shared = weights.shared;
+        let weights = random(&device, config, weights)?;
+        let model = Self::new(device, config, weights, n_positions)?;
+        Ok(Self { shared, ..model })
+    }
+
+    fn new(
+        device: Arc<Device>,
+        config: &Config,
+        weights: Weights,
+        n_positions: usize,
+    ) -> Result<Self> {
+        if let Some(is_long) = config.rope.kind.is_long(n_positions) {
+            let table = if is_long { "long" } else { "short" };
+            log::info!(
+                "a context of {n_positions} tokens: rope by the {table} factors, throughout"
+            );
+        }
+        // A window that no position leaves is none.
+        let window = |layer: &Option<usize>| layer.filter(|&window| window < n_positions);
+        let of_layer: Vec<_> = config.windows.iter().map(window).collect();
+        let mut windows = of_layer.clone();
+        windows.sort_unstable();
+        windows.dedup();
+        let place = |window| windows.binary_search(window).expect("each is there");
         Ok(Self {
+            window_of_layer: of_layer.iter().map(place).collect(),
+            windows,
+            angles: angles(&device, config, n_positions)?,
             config: config.clone(),
             device,
             weights,
-            angles,
+            shared: false,
         })
     }
 
@@ -130,9 +162,18 @@ impl Model {
         &self.config
     }
 
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// Positions that its table of angles covers.
@@ -146,6 +187,11 @@ impl Model {
         rows_per_work(c.head_dim, c.n_heads, c.n_kv_heads)
     }
 
+    /// Tokens that its layers see, each number once; none stands for all. For [`crate::cache::plan::plan`].
+    pub fn windows(&self) -> &[Option<usize>] {
+        &self.windows
+    }
+
     /// Shape of a cache for this model.
     pub fn cache_shape(&self, dtype: DType) -> CacheShape {
         let c = &self.config;
@@ -154,6 +200,7 @@ impl Model {
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
             dtype,
+            shared: self.shared,
         }
     }
 
@@ -164,7 +211,8 @@ impl Model {
     /// If the device cannot hold the scratch of a pass this large.
     ///
     /// # Panics
-    /// If the plan has no row, or a position outside the table of angles.
+    /// If the plan has no row, a position outside the table of angles, or other windows than
+    /// [`Model::windows`].
     #[expect(
         clippy::too_many_lines,
         reason = "a pass reads best from its first dispatch to its last"
@@ -186,35 +234,21 @@ impl Model {
         );
         let mut r = Recording::default();
         let inputs = self.inputs(plan, scratch, &mut r)?;
-        let [
-            tokens,
-            targets,
-            tiles,
-            work,
-            pair_rows,
-            locations,
-            ranges,
-            order,
-            wanted,
-        ] = &inputs;
+        let [tokens, targets, tiles, locations, wanted] = &inputs[..5] else {
+            unreachable!("five arrays, then four for each window");
+        };
         let rows = self.rows(n, scratch)?;
-        let partials = self.partials(plan.n_pairs(), scratch)?;
+        let n_pairs = plan.sights.iter().map(Sight::n_pairs).max();
+        let partials = self.partials(n_pairs.unwrap_or(0), scratch)?;
 
         for (first, piece) in &w.embed.0 {
             embed(&mut r, tokens, piece, *first, &rows.x, n);
         }
-        let most = self
-            .rows_per_work()
-            .min(plan.most_pairs.next_power_of_two());
-        let work = Work {
-            tiles,
-            work,
-            pair_rows,
-            locations,
-            n_work: plan.n_work(),
-            n_rows: n,
-            rows_per_work: most,
-        };
+        assert_eq!(
+            plan.sights.len(),
+            self.windows.len(),
+            "a plan for the model's windows"
+        );
         let [partial, stats] = [&partials[0], &partials[1]];
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let norm = |weight| Norm {
@@ -232,6 +266,20 @@ impl Model {
                 layer.gate_up.linear(&layer.gate_up_bias),
                 layer.down.linear(&layer.down_bias),
             ];
+            let of = self.window_of_layer[i];
+            let [work, pair_rows, ranges, order] = &inputs[5 + 4 * of..][..4] else {
+                unreachable!("four arrays for each window");
+            };
+            let work = Work {
+                tiles,
+                work,
+                pair_rows,
+                locations,
+                n_work: plan.sights[of].n_work(),
+                n_rows: n,
+                rows_per_work: plan.sights[of].most_pairs,
+                window: self.windows[of],
+            };
             let x = rows.ordered(&mut r, &rows.x, &layer.qkv, n);
             if w.qk_norm {
                 let norms = self.norms(layer);
@@ -319,27 +367,28 @@ impl Model {
         }
     }
 
-    /// Uploads the plan's arrays; they keep their tensors from pass to pass.
-    fn inputs(&self, plan: &Plan, scratch: &mut Scratch, r: &mut Recording) -> Result<[Tensor; 9]> {
+    /// Uploads the plan's arrays, first those of the rows, then those of each window; they keep their tensors
+    /// from pass to pass.
+    fn inputs(&self, plan: &Plan, scratch: &mut Scratch, r: &mut Recording) -> Result<Vec<Tensor>> {
         let locations: &[u32] = bytemuck::cast_slice(&plan.locations);
-        let arrays: [&[u32]; 9] = [
+        let mut arrays: Vec<&[u32]> = vec![
             &plan.tokens,
             &plan.targets,
             &plan.tiles,
-            &plan.work,
-            &plan.pair_rows,
             locations,
-            &plan.ranges,
-            &plan.order,
             &plan.wanted,
         ];
-        let mut out = Vec::with_capacity(9);
+        for s in &plan.sights {
+            arrays.extend([&s.work[..], &s.pair_rows, &s.ranges, &s.order]);
+        }
+        scratch.inputs.resize(arrays.len(), None);
+        let mut out = Vec::with_capacity(arrays.len());
         for (array, slot) in arrays.into_iter().zip(&mut scratch.inputs) {
             let tensor = grown(&self.device, slot, &[array.len().max(16)], DType::U32)?;
             r.upload(&tensor, array);
             out.push(tensor);
         }
-        Ok(out.try_into().expect("nine arrays"))
+        Ok(out)
     }
 
     fn rows(&self, n: usize, scratch: &mut Scratch) -> Result<Rows> {
@@ -413,6 +462,11 @@ impl Model {
 }
 
 impl Scratch {
+    /// The tokens of the last pass that was recorded, one for each row.
+    pub fn tokens(&self) -> Option<&Tensor> {
+        self.inputs.first()?.as_ref()
+    }
+
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.
     pub fn logits(&self) -> Option<&Tensor> {
         self.logits.as_ref()
@@ -439,9 +493,10 @@ fn grown(
 
 /// The table of angles: location times transformers' f32 inverse frequency, evaluated in f64, with the
 /// rope type's multiplier on cosine and sine: each query and each key is rotated once, so it applies once.
+/// Pairs that are not rotated keep their numbers.
 fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor> {
-    let (inv_freq, multiplier) = config.inv_freq();
-    let half = inv_freq.len();
+    let (inv_freq, multiplier) = config.inv_freq(n_positions);
+    let half = config.head_dim / 2;
     let tensor = device.tensor(&[n_positions, half, 2], DType::F32)?;
     // Some megabytes at a time.
     let step = (1usize << 20).div_ceil(half);
@@ -452,7 +507,11 @@ fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor
             .par_chunks_exact_mut(half * 2)
             .enumerate()
             .for_each(|(i, row)| {
-                for (pair, &freq) in row.chunks_exact_mut(2).zip(&inv_freq) {
+                let (rotated, rest) = row.split_at_mut(2 * inv_freq.len());
+                for still in rest.chunks_exact_mut(2) {
+                    still.copy_from_slice(&[1.0, 0.0]);
+                }
+                for (pair, &freq) in rotated.chunks_exact_mut(2).zip(&inv_freq) {
                     let angle = (first + i) as f64 * f64::from(freq);
                     let scaled = [angle.cos(), angle.sin()].map(|v| v * f64::from(multiplier));
                     #[expect(clippy::cast_possible_truncation, reason = "the table is in f32")]

@@ -2,21 +2,20 @@
 //!
 //! Matrices that are used together become one: queries, keys and values; gate and up. Rows and columns
 //! that feed another matrix are padded with zeros to a multiple of eight, so that kernels read eight
-//! numbers at a time. Host memory holds one piece of a float matrix; of a quantised one, whose codes a
-//! file has in another order, the codes of one part.
+//! numbers at a time. Rows of queries and keys lie as [`Config::head_order`] has them: a product of two
+//! permuted vectors is that of the vectors. Host memory holds one piece of a float matrix; of a quantised
+//! one, whose codes a file has in another order, the codes of one tensor.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::quant::{Format, Packed, Role, Scheme, Zeros, positions};
+use super::quant::{Packed, Role, positions};
 use super::tensors::{EMBED, Group, HEAD, NORM, layer_name};
 use super::{Config, ModelFiles};
-use crate::device::judge::pack;
 use crate::device::{DType, Device, Tensor};
 use crate::ops::linear::Linear;
-use crate::ops::u32_of;
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the host at a time.
@@ -32,7 +31,7 @@ pub(super) fn padded(n: usize) -> usize {
 pub(super) struct Pieces(pub(super) Vec<(usize, Tensor)>);
 
 /// A matrix as kernels read it: floats, or codes with their scales.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Matrix {
     /// `[n, k padded]`.
     pub(super) weight: Tensor,
@@ -59,7 +58,7 @@ impl Matrix {
 }
 
 /// The tensors of one layer. A norm's weights are in the order of the matrix that follows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub(super) attention_norm: Tensor,
     pub(super) qkv: Matrix,
@@ -90,6 +89,29 @@ pub(super) struct Weights {
 }
 
 impl Weights {
+    /// Bytes of all of them on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let mut all: Vec<&Tensor> = vec![&self.norm, &self.head_bias];
+        let pieces = self.embed.0.iter().chain(&self.head.0);
+        all.extend(pieces.map(|(_, piece)| piece));
+        for l in &self.layers {
+            let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
+            all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
+            all.extend(matrices.iter().filter_map(|m| m.order.as_ref()));
+            all.extend([
+                &l.attention_norm,
+                &l.feed_forward_norm,
+                &l.q_norm,
+                &l.k_norm,
+            ]);
+            all.extend([&l.qkv_bias, &l.out_bias, &l.gate_up_bias, &l.down_bias]);
+        }
+        // A tied head is the embedding.
+        all.sort_unstable_by_key(|tensor| tensor.id());
+        all.dedup_by_key(|tensor| tensor.id());
+        all.iter().map(|tensor| tensor.bytes() as u64).sum()
+    }
+
     /// Whether a matrix stores its channels in an order of its own.
     pub(super) fn has_order(&self) -> bool {
         let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
@@ -97,183 +119,106 @@ impl Weights {
     }
 }
 
-/// A part of a fused matrix: rows of a tensor in the file, padded to a number of rows.
-struct Part {
+/// A part of a fused matrix or vector: a tensor, by the name that it has where files fuse nothing, padded
+/// to a number of rows.
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) rows: usize,
+    pub(super) padded: usize,
+    /// Whether its rows are channels of heads that are rotated.
+    pub(super) rotated: bool,
+}
+
+impl Part {
+    fn new(layer: usize, tensor: &str, rows: usize) -> Self {
+        Self {
+            name: layer_name(layer, tensor),
+            rows,
+            padded: padded(rows),
+            rotated: false,
+        }
+    }
+
+    fn rotated(layer: usize, tensor: &str, rows: usize) -> Self {
+        Self {
+            rotated: true,
+            ..Self::new(layer, tensor, rows)
+        }
+    }
+}
+
+/// Queries, keys and values of a layer: their weights or their biases.
+fn qkv(config: &Config, layer: usize, end: &str) -> Vec<Part> {
+    let (q, kv) = (config.q_size(), config.kv_size());
+    vec![
+        Part::rotated(layer, &format!("self_attn.q_proj.{end}"), q),
+        Part::rotated(layer, &format!("self_attn.k_proj.{end}"), kv),
+        Part::new(layer, &format!("self_attn.v_proj.{end}"), kv),
+    ]
+}
+
+/// Gate and up of a layer: their weights or their biases.
+fn gate_up(config: &Config, layer: usize, end: &str) -> Vec<Part> {
+    let ff = config.intermediate_size;
+    let part = |module: &str| Part::new(layer, &format!("mlp.{module}.{end}"), ff);
+    vec![part("gate_proj"), part("up_proj")]
+}
+
+/// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
+/// below, and their input channels.
+pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
+    let (hidden, ff) = (config.hidden_size, config.intermediate_size);
+    let one = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
+    [
+        (qkv(config, layer, "weight"), hidden),
+        (one("self_attn.o_proj.weight"), config.q_size()),
+        (gate_up(config, layer, "weight"), hidden),
+        (one("mlp.down_proj.weight"), ff),
+    ]
+}
+
+/// A tensor in the file with the parts that it holds, and the row at which each begins.
+struct Stored {
     name: String,
-    rows: usize,
-    padded: usize,
+    parts: Vec<(usize, Part)>,
 }
 
 /// A packed matrix, and the order of its channels if that is not their own.
 type Ordered = (Packed, Option<Vec<u32>>);
 
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Source<'a> {
-    /// A model directory.
-    Files(&'a ModelFiles),
-    /// Pseudo-random numbers of a storage type, for benches: a shape is measured without a checkpoint.
-    /// With a type of codes, what is not a matrix of a layer is in f16.
-    Random(&'a Config, DType),
-}
-
-impl<'a> Source<'a> {
-    pub(super) fn config(self) -> &'a Config {
-        match self {
-            Self::Files(files) => &files.config,
-            Self::Random(config, _) => config,
-        }
-    }
-
-    /// Whether the model has the tensors of a group; a random one has those of Qwen3.
-    fn has(self, group: Group) -> bool {
-        match self {
-            Self::Files(files) => files.tensors.has(group),
-            Self::Random(config, _) => match group {
-                Group::Always | Group::QkNorm => true,
-                Group::Head => config.tie_word_embeddings != Some(true),
-                _ => false,
-            },
-        }
-    }
-
-    fn dtype(self, name: &str) -> Result<DType> {
-        let files = match self {
-            Self::Files(files) => files,
-            Self::Random(_, DType::U4 | DType::U8) => return Ok(DType::F16),
-            Self::Random(_, dtype) => return Ok(dtype),
-        };
-        let entry = &files.checkpoint.tensors()[name];
-        dtype_of(entry.dtype).ok_or_else(|| {
-            let path = files
-                .checkpoint
-                .files()
-                .nth(entry.file)
-                .unwrap_or(Path::new(""));
-            let what = format!("tensor {name} in {:?}", entry.dtype);
-            Error::unsupported(
-                path,
-                what,
-                "weights are F32, F16 or BF16; convert the checkpoint",
-            )
-        })
-    }
-
-    /// How a matrix of a layer is packed, if it is.
-    fn packed(self, name: &str, n: usize, k: usize) -> Option<Packed> {
-        match self {
-            Self::Files(files) => files.tensors.packed(name).cloned(),
-            Self::Random(_, dtype @ (DType::U4 | DType::U8)) => Some(Packed {
-                stem: name.trim_end_matches(".weight").to_owned(),
-                n,
-                k,
-                scheme: Scheme {
-                    format: Format::Compressed,
-                    dtype,
-                    group: Some(RANDOM_GROUP),
-                    zeros: Zeros::Middle,
-                    needs_order: false,
-                },
-                has_order: false,
-            }),
-            Self::Random(..) => None,
-        }
-    }
-
-    /// Rows of a tensor as they are in the file.
-    fn rows(
-        self,
-        name: &str,
-        first: usize,
-        n: usize,
-        cols: usize,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        if let Self::Files(files) = self {
-            return files.checkpoint.read_rows(name, first, n, bytes);
-        }
-        let dtype = self.dtype(name)?;
-        // Norms around one, everything else small enough for activations to stay of order one.
-        let is_norm = name.ends_with("norm.weight");
-        let scale = if is_norm {
-            0.1
-        } else {
-            (3.0 / cols as f32).sqrt()
-        };
-        let values = random(name, first, n * cols).map(|word| {
-            let unit = (word >> 8) as f32 / (1u32 << 23) as f32 - 1.0;
-            unit * scale + f32::from(u8::from(is_norm))
-        });
-        bytes.clear();
-        let words = pack(values, dtype);
-        bytes.extend_from_slice(&bytemuck::cast_slice(&words)[..n * cols * dtype.size()]);
-        Ok(())
-    }
-
-    /// Rows of the codes of a packed matrix as they are in the file, `cols` words each.
-    fn words(
-        self,
-        name: &str,
-        first: usize,
-        n: usize,
-        cols: usize,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        if let Self::Files(files) = self {
-            return files.checkpoint.read_rows(name, first, n, bytes);
-        }
-        bytes.clear();
-        bytes.extend(random(name, first, n * cols).flat_map(u32::to_le_bytes));
-        Ok(())
-    }
-}
-
-/// Channels under one scale of random matrices.
-const RANDOM_GROUP: usize = 128;
-
-/// Pseudo-random words for rows of a tensor.
-fn random(name: &str, first: usize, n: usize) -> impl Iterator<Item = u32> {
-    let mut state = u32_of(first % (1 << 24)).wrapping_mul(0x9e37_79b9) ^ u32_of(name.len());
-    (0..n).map(move |_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state
-    })
-}
-
 struct Loader<'a> {
     device: &'a Device,
-    source: Source<'a>,
+    files: &'a ModelFiles,
     progress: &'a mut dyn FnMut(u64),
     /// One word, which stands in for the scales of float matrices.
     no_scales: Tensor,
     /// Matrices whose parts are stored in different ways, and were widened therefore.
     widened: Vec<String>,
+    /// That of the channels of queries and keys, if it is not their own.
+    head_order: Option<Vec<usize>>,
 }
 
 /// Loads all weights; `progress` is told the bytes read by each step.
 pub(super) fn load(
     device: &Device,
-    source: Source<'_>,
+    files: &ModelFiles,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Weights> {
-    let config = source.config();
+    let config = &files.config;
     let mut loader = Loader {
         device,
-        source,
+        files,
         progress,
         no_scales: device.tensor(&[1], DType::U32)?,
         widened: Vec::new(),
+        head_order: config.head_order(),
     };
     let embed = loader.pieces(EMBED, config.vocab_size, config.hidden_size)?;
     let layers = (0..config.n_layers)
         .map(|l| loader.layer(config, l))
         .collect::<Result<_>>()?;
-    let norm = loader.vector(&[(
-        NORM.to_owned(),
-        config.hidden_size,
-        padded(config.hidden_size),
-    )])?;
-    let head = if source.has(Group::Head) {
+    let norm = loader.norm(NORM, config.hidden_size, None)?;
+    let head = if files.tensors.has(Group::Head) {
         loader.pieces(HEAD, config.vocab_size, config.hidden_size)?
     } else {
         embed.clone()
@@ -285,7 +230,7 @@ pub(super) fn load(
         );
     }
     let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
-    let qk_norm = source.has(Group::QkNorm);
+    let qk_norm = files.tensors.has(Group::QkNorm);
     Ok(Weights {
         embed,
         layers,
@@ -308,12 +253,43 @@ pub(super) fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Loader<'_> {
+    fn dtype(&self, name: &str) -> Result<DType> {
+        let checkpoint = &self.files.checkpoint;
+        let entry = &checkpoint.tensors()[name];
+        dtype_of(entry.dtype).ok_or_else(|| {
+            let path = checkpoint.files().nth(entry.file).unwrap_or(Path::new(""));
+            let what = format!("tensor {name} in {:?}", entry.dtype);
+            Error::unsupported(
+                path,
+                what,
+                "weights are F32, F16 or BF16; convert the checkpoint",
+            )
+        })
+    }
+
+    /// Where the file has parts that become one.
+    fn stored(&self, parts: Vec<Part>) -> Vec<Stored> {
+        let mut all: Vec<Stored> = Vec::new();
+        for part in parts {
+            let (name, first) = self.files.tensors.place(&part.name);
+            match all.last_mut().filter(|last| last.name == name) {
+                Some(last) => last.parts.push((first, part)),
+                None => all.push(Stored {
+                    name: name.to_owned(),
+                    parts: vec![(first, part)],
+                }),
+            }
+        }
+        all
+    }
+
     /// A matrix of several parts below each other; `[sum of padded rows, padded cols]`. With it, the order
     /// of its channels if that is not their own.
-    fn matrix(&mut self, parts: &[Part], cols: usize) -> Result<(Matrix, Option<Vec<u32>>)> {
-        let mut packed = Vec::with_capacity(parts.len());
-        for part in parts {
-            let matrix = self.source.packed(&part.name, part.rows, cols);
+    fn matrix(&mut self, parts: Vec<Part>, cols: usize) -> Result<(Matrix, Option<Vec<u32>>)> {
+        let stored = self.stored(parts);
+        let mut packed = Vec::with_capacity(stored.len());
+        for tensor in &stored {
+            let matrix = self.files.tensors.packed(&tensor.name).cloned();
             let order = matrix
                 .as_ref()
                 .map(|matrix| self.order(matrix))
@@ -323,16 +299,16 @@ impl Loader<'_> {
         let whole: Option<Vec<_>> = packed.iter().cloned().collect();
         match whole {
             // All of a checkpoint is packed in one way, so that only the orders may differ.
-            Some(all) if all.iter().all(|(_, order)| *order == all[0].1) => self.codes(parts, &all),
-            _ => Ok((self.floats(parts, &packed, cols)?, None)),
+            Some(all) if all.iter().all(|(_, order)| *order == all[0].1) => {
+                self.codes(&stored, &all)
+            }
+            _ => Ok((self.floats(&stored, &packed, cols)?, None)),
         }
     }
 
     /// The order of the channels of a packed matrix.
     fn order(&mut self, packed: &Packed) -> Result<Option<Vec<u32>>> {
-        let Source::Files(files) = self.source else {
-            return Ok(None);
-        };
+        let files = self.files;
         for (role, _) in packed.tensors() {
             if matches!(role, Role::Order | Role::Shape) {
                 let entry = files.checkpoint.tensors().get(&packed.name(role));
@@ -343,22 +319,25 @@ impl Loader<'_> {
     }
 
     /// A matrix of packed parts that have the same order.
-    fn codes(&mut self, parts: &[Part], all: &[Ordered]) -> Result<(Matrix, Option<Vec<u32>>)> {
+    fn codes(&mut self, stored: &[Stored], all: &[Ordered]) -> Result<(Matrix, Option<Vec<u32>>)> {
         let (first, order) = &all[0];
-        let rows = parts.iter().map(|p| p.padded).sum();
+        let rows = rows_of(stored);
         let weight = self
             .device
             .tensor(&[rows, first.wide()], first.scheme.dtype)?;
         let scales = self.device.tensor(&[rows, first.groups()], DType::U32)?;
         let mut row = 0;
-        for (part, (packed, order)) in parts.iter().zip(all) {
-            let (codes, words) = self.unpacked(packed, order.as_deref())?;
-            let to_bytes: fn(&[u32]) -> &[u8] = bytemuck::cast_slice;
-            self.device
-                .write(&weight, row * first.row_words() * 4, to_bytes(&codes))?;
-            self.device
-                .write(&scales, row * first.groups() * 4, to_bytes(&words))?;
-            row += part.padded;
+        for (tensor, (packed, order)) in stored.iter().zip(all) {
+            let unpacked = self.unpacked(packed, order.as_deref())?;
+            for (at, part) in &tensor.parts {
+                let [codes, words] = self.codes_of(packed, &unpacked, *at, part);
+                let to_bytes: fn(&[u32]) -> &[u8] = bytemuck::cast_slice;
+                self.device
+                    .write(&weight, row * first.row_words() * 4, to_bytes(&codes))?;
+                self.device
+                    .write(&scales, row * first.groups() * 4, to_bytes(&words))?;
+                row += part.padded;
+            }
         }
         let matrix = Matrix {
             weight,
@@ -373,7 +352,7 @@ impl Loader<'_> {
     }
 
     /// Codes and scales of a packed matrix, as kernels read them.
-    fn unpacked(&mut self, packed: &Packed, order: Option<&[u32]>) -> Result<(Vec<u32>, Vec<u32>)> {
+    fn unpacked(&mut self, packed: &Packed, order: Option<&[u32]>) -> Result<[Vec<u32>; 2]> {
         let position = order.map(positions);
         let (mut scales, mut zeros) = (Vec::new(), Vec::new());
         let mut codes = vec![0; packed.n * packed.row_words()];
@@ -388,27 +367,27 @@ impl Loader<'_> {
                         .max(1);
                     for first in (0..rows).step_by(step) {
                         let n = step.min(rows - first);
-                        self.source.words(&name, first, n, cols, &mut bytes)?;
+                        self.files
+                            .checkpoint
+                            .read_rows(&name, first, n, &mut bytes)?;
                         (self.progress)(bytes.len() as u64);
                         let words: Cow<'_, [u32]> = words_of(&bytes);
                         packed.place(first, &words, position.as_deref(), &mut codes);
                     }
                 }
-                Role::Scales if matches!(self.source, Source::Random(..)) => {
-                    // Codes are uniform: their deviation is that of 2^bits steps.
-                    let steps = f32::from(1u16 << packed.scheme.dtype.bits());
-                    let scale = (12.0 / packed.k as f32).sqrt() / steps;
-                    scales = vec![scale; rows * cols];
-                }
                 Role::Scales => {
-                    let from = self.source.dtype(&name)?;
-                    self.source.rows(&name, 0, rows, cols, &mut bytes)?;
+                    let from = self.dtype(&name)?;
+                    self.files
+                        .checkpoint
+                        .read_rows(&name, 0, rows, &mut bytes)?;
                     (self.progress)(bytes.len() as u64);
                     let numbers = bytes.chunks_exact(from.size());
                     scales = numbers.map(|number| widened(number, from)).collect();
                 }
                 Role::Zeros => {
-                    self.source.words(&name, 0, rows, cols, &mut bytes)?;
+                    self.files
+                        .checkpoint
+                        .read_rows(&name, 0, rows, &mut bytes)?;
                     (self.progress)(bytes.len() as u64);
                     zeros = words_of(&bytes).into_owned();
                 }
@@ -417,40 +396,77 @@ impl Loader<'_> {
         }
         let words = packed.scales(&scales, &zeros);
         packed.pad(&mut codes, &words);
-        Ok((codes, words))
+        Ok([codes, words])
+    }
+
+    /// Codes and scales of a part, in the order of its rows on the device.
+    fn codes_of<'a>(
+        &self,
+        packed: &Packed,
+        [codes, scales]: &'a [Vec<u32>; 2],
+        first: usize,
+        part: &Part,
+    ) -> [Cow<'a, [u32]>; 2] {
+        [(codes, packed.row_words()), (scales, packed.groups())].map(|(all, wide)| {
+            let rows = &all[first * wide..][..part.rows * wide];
+            self.turned(rows, wide, part.rotated)
+        })
+    }
+
+    /// Whole heads of rows of `wide` elements each, in the order of their rows on the device.
+    fn turned<'a, T: Copy>(&self, rows: &'a [T], wide: usize, rotated: bool) -> Cow<'a, [T]> {
+        let Some(order) = self.head_order.as_ref().filter(|_| rotated) else {
+            return Cow::Borrowed(rows);
+        };
+        let mut out = Vec::with_capacity(rows.len());
+        for head in rows.chunks_exact(order.len() * wide) {
+            for channel in order {
+                out.extend_from_slice(&head[channel * wide..][..wide]);
+            }
+        }
+        Cow::Owned(out)
     }
 
     /// A matrix in float. Parts in different types, and packed parts, are widened to f32.
     fn floats(
         &mut self,
-        parts: &[Part],
+        stored: &[Stored],
         packed: &[Option<Ordered>],
         cols: usize,
     ) -> Result<Matrix> {
-        let dtypes: Vec<Option<DType>> = parts
+        let dtypes: Vec<Option<DType>> = stored
             .iter()
             .zip(packed)
-            .map(|(part, packed)| match packed {
-                None => self.source.dtype(&part.name).map(Some),
+            .map(|(tensor, packed)| match packed {
+                None => self.dtype(&tensor.name).map(Some),
                 Some(_) => Ok(None),
             })
             .collect::<Result<_>>()?;
         // Widening is exact; narrowing would not be.
         let alike = dtypes[0].filter(|_| dtypes.iter().all(|&d| d == dtypes[0]));
         if packed.iter().any(Option::is_some) {
-            self.widened.push(parts[0].name.clone());
+            self.widened.push(stored[0].name.clone());
         }
         let dtype = alike.unwrap_or(DType::F32);
-        let (rows, wide) = (parts.iter().map(|p| p.padded).sum(), padded(cols));
+        let (rows, wide) = (rows_of(stored), padded(cols));
         let weight = self.device.tensor(&[rows, wide], dtype)?;
-        let mut first = 0;
-        for (part, packed) in parts.iter().zip(packed) {
-            let at = first * wide * dtype.size();
-            match packed {
-                None => self.rows(&weight, at, &part.name, 0, part.rows, cols)?,
-                Some((packed, order)) => self.wide_rows(&weight, at, packed, order.as_deref())?,
+        let mut row = 0;
+        for (tensor, packed) in stored.iter().zip(packed) {
+            let unpacked = packed
+                .as_ref()
+                .map(|(packed, order)| self.unpacked(packed, order.as_deref()))
+                .transpose()?;
+            for (first, part) in &tensor.parts {
+                let at = row * wide * dtype.size();
+                if let (Some((packed, order)), Some(unpacked)) = (packed, &unpacked) {
+                    let codes = self.codes_of(packed, unpacked, *first, part);
+                    self.wide_rows(&weight, at, packed, order.as_deref(), &codes)?;
+                } else {
+                    let rows = (*first, part.rows, part.rotated);
+                    self.rows(&weight, at, &tensor.name, rows, cols)?;
+                }
+                row += part.padded;
             }
-            first += part.padded;
         }
         Ok(Matrix {
             weight,
@@ -460,15 +476,15 @@ impl Loader<'_> {
         })
     }
 
-    /// Copies a packed matrix to a byte offset of one in f32.
+    /// Copies rows of a packed matrix to a byte offset of one in f32.
     fn wide_rows(
-        &mut self,
+        &self,
         to: &Tensor,
         mut at: usize,
         packed: &Packed,
         order: Option<&[u32]>,
+        [codes, scales]: &[Cow<'_, [u32]>; 2],
     ) -> Result<()> {
-        let (codes, scales) = self.unpacked(packed, order)?;
         let wide = padded(packed.k);
         let step = (PIECE / (wide * 4)).max(1);
         let codes = codes.chunks(step * packed.row_words());
@@ -486,24 +502,28 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Copies rows of a file's tensor to a byte offset of a wider or equal tensor.
+    /// Copies rows of a file's tensor to a byte offset of a wider or equal tensor: the first of them, how
+    /// many, and whether they are channels of heads that are rotated.
     fn rows(
         &mut self,
         to: &Tensor,
         mut at: usize,
         name: &str,
-        first: usize,
-        n: usize,
+        (first, n, rotated): (usize, usize, bool),
         cols: usize,
     ) -> Result<()> {
-        let (from, wide) = (self.source.dtype(name)?, padded(cols));
-        let step = (PIECE / (wide * 4)).max(1);
+        let (from, wide) = (self.dtype(name)?, padded(cols));
+        // Whole heads where there are any.
+        let unit = self.files.config.head_dim;
+        let step = (PIECE / (wide * 4)).next_multiple_of(unit).max(unit);
         let mut bytes = Vec::new();
         let mut row = first;
         while row < first + n {
             let count = step.min(first + n - row);
-            self.source.rows(name, row, count, cols, &mut bytes)?;
+            let checkpoint = &self.files.checkpoint;
+            checkpoint.read_rows(name, row, count, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
+            let bytes = self.turned(&bytes, cols * from.size(), rotated);
             let packed = repack(&bytes, from, to.dtype(), cols, wide);
             self.device.write(to, at, &packed)?;
             at += packed.len();
@@ -514,42 +534,33 @@ impl Loader<'_> {
 
     /// A matrix in pieces that one binding holds.
     fn pieces(&mut self, name: &str, rows: usize, cols: usize) -> Result<Pieces> {
-        let dtype = self.source.dtype(name)?;
+        let dtype = self.dtype(name)?;
         let wide = padded(cols);
         let most = (self.device.max_tensor_bytes() / (wide * dtype.size())).max(1);
         let mut pieces = Vec::new();
         for first in (0..rows).step_by(most) {
             let n = most.min(rows - first);
             let tensor = self.device.tensor(&[n, wide], dtype)?;
-            self.rows(&tensor, 0, name, first, n, cols)?;
+            self.rows(&tensor, 0, name, (first, n, false), cols)?;
             pieces.push((first, tensor));
         }
         Ok(Pieces(pieces))
     }
 
-    /// The elements of a vector.
-    fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+    /// Elements of a vector: the first of them, and how many.
+    fn numbers(&mut self, name: &str, first: usize, len: usize) -> Result<Vec<f32>> {
         let mut bytes = Vec::new();
-        let from = self.source.dtype(name)?;
-        self.source.rows(name, 0, len, 1, &mut bytes)?;
+        let from = self.dtype(name)?;
+        let checkpoint = &self.files.checkpoint;
+        checkpoint.read_rows(name, first, len, &mut bytes)?;
         (self.progress)(bytes.len() as u64);
         let numbers = bytes.chunks_exact(from.size());
         Ok(numbers.map(|number| widened(number, from)).collect())
     }
 
-    /// Vectors after each other in f32: name, length, padded length.
-    fn vector(&mut self, parts: &[(String, usize, usize)]) -> Result<Tensor> {
-        let mut all: Vec<f32> = Vec::new();
-        for (name, len, padded) in parts {
-            all.extend(self.numbers(name, *len)?);
-            all.resize(all.len() + padded - len, 0.0);
-        }
-        self.device.upload(&[all.len()], DType::F32, &all)
-    }
-
     /// The weights of a norm, in the order of the channels that the matrix after it has.
     fn norm(&mut self, name: &str, len: usize, order: Option<&[u32]>) -> Result<Tensor> {
-        let mut weights = self.numbers(name, len)?;
+        let mut weights = self.numbers(name, 0, len)?;
         if let Some(order) = order {
             weights = order
                 .iter()
@@ -560,74 +571,58 @@ impl Loader<'_> {
         self.device.upload(&[weights.len()], DType::F32, &weights)
     }
 
-    /// As [`Self::vector`], or zeros where the model has no such tensors.
-    fn bias(&mut self, group: Group, parts: &[(String, usize, usize)]) -> Result<Tensor> {
-        if self.source.has(group) {
-            return self.vector(parts);
+    /// Vectors after each other in f32, or zeros where the model has no such tensors.
+    fn vector(&mut self, group: Group, parts: Vec<Part>) -> Result<Tensor> {
+        if !self.files.tensors.has(group) {
+            let len = parts.iter().map(|part| part.padded).sum();
+            return self.device.tensor(&[len], DType::F32);
         }
-        self.device
-            .tensor(&[parts.iter().map(|p| p.2).sum()], DType::F32)
+        let mut all: Vec<f32> = Vec::new();
+        for Stored { name, parts } in self.stored(parts) {
+            for (first, part) in parts {
+                let numbers = self.numbers(&name, first, part.rows)?;
+                all.extend_from_slice(&self.turned(&numbers, 1, part.rotated));
+                all.resize(all.len() + part.padded - part.rows, 0.0);
+            }
+        }
+        self.device.upload(&[all.len()], DType::F32, &all)
     }
 
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
-        let (hidden, ff) = (config.hidden_size, config.intermediate_size);
-        let (q, kv, dim) = (config.q_size(), config.kv_size(), config.head_dim);
+        let hidden = config.hidden_size;
         let name = |tensor: &str| layer_name(layer, tensor);
-        let part = |tensor: &str, rows: usize, padded: usize| Part {
-            name: name(tensor),
-            rows,
-            padded,
-        };
-        let vec = |tensor: &str, len: usize| (name(tensor), len, padded(len));
-        let (qkv, order) = self.matrix(
-            &[
-                part("self_attn.q_proj.weight", q, q),
-                part("self_attn.k_proj.weight", kv, kv),
-                part("self_attn.v_proj.weight", kv, kv),
-            ],
-            hidden,
-        )?;
-        let attention_norm =
-            self.norm(&name("input_layernorm.weight"), hidden, order.as_deref())?;
-        let (out, _) = self.matrix(
-            &[part("self_attn.o_proj.weight", hidden, padded(hidden))],
-            q,
-        )?;
-        let (gate_up, order) = self.matrix(
-            &[
-                part("mlp.gate_proj.weight", ff, padded(ff)),
-                part("mlp.up_proj.weight", ff, padded(ff)),
-            ],
-            hidden,
-        )?;
-        let after = name("post_attention_layernorm.weight");
-        let feed_forward_norm = self.norm(&after, hidden, order.as_deref())?;
-        let (down, _) = self.matrix(&[part("mlp.down_proj.weight", hidden, padded(hidden))], ff)?;
+        let bias = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
+        let head_norm = |tensor: &str| vec![Part::rotated(layer, tensor, config.head_dim)];
+        let [of_qkv, out, of_gate_up, down] = matrices(config, layer);
+        let (qkv_matrix, order) = self.matrix(of_qkv.0, of_qkv.1)?;
+        let before = name("input_layernorm.weight");
+        let attention_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (out, _) = self.matrix(out.0, out.1)?;
+        let (gate_up_matrix, order) = self.matrix(of_gate_up.0, of_gate_up.1)?;
+        let before = name("post_attention_layernorm.weight");
+        let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
+        let (down, _) = self.matrix(down.0, down.1)?;
         Ok(Layer {
             attention_norm,
-            qkv,
-            qkv_bias: self.bias(
-                Group::QkvBias,
-                &[
-                    vec("self_attn.q_proj.bias", q),
-                    vec("self_attn.k_proj.bias", kv),
-                    vec("self_attn.v_proj.bias", kv),
-                ],
-            )?,
-            q_norm: self.bias(Group::QkNorm, &[vec("self_attn.q_norm.weight", dim)])?,
-            k_norm: self.bias(Group::QkNorm, &[vec("self_attn.k_norm.weight", dim)])?,
+            qkv: qkv_matrix,
+            qkv_bias: self.vector(Group::QkvBias, qkv(config, layer, "bias"))?,
+            q_norm: self.vector(Group::QkNorm, head_norm("self_attn.q_norm.weight"))?,
+            k_norm: self.vector(Group::QkNorm, head_norm("self_attn.k_norm.weight"))?,
             out,
-            out_bias: self.bias(Group::OutBias, &[vec("self_attn.o_proj.bias", hidden)])?,
+            out_bias: self.vector(Group::OutBias, bias("self_attn.o_proj.bias"))?,
             feed_forward_norm,
-            gate_up,
-            gate_up_bias: self.bias(
-                Group::MlpBias,
-                &[vec("mlp.gate_proj.bias", ff), vec("mlp.up_proj.bias", ff)],
-            )?,
+            gate_up: gate_up_matrix,
+            gate_up_bias: self.vector(Group::MlpBias, gate_up(config, layer, "bias"))?,
             down,
-            down_bias: self.bias(Group::MlpBias, &[vec("mlp.down_proj.bias", hidden)])?,
+            down_bias: self.vector(Group::MlpBias, bias("mlp.down_proj.bias"))?,
         })
     }
+}
+
+/// Rows of a fused matrix.
+fn rows_of(stored: &[Stored]) -> usize {
+    let parts = stored.iter().flat_map(|tensor| &tensor.parts);
+    parts.map(|(_, part)| part.padded).sum()
 }
 
 /// The words of little-endian bytes.

@@ -3,9 +3,10 @@
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
 //! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
 //! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
-//! `quantize` makes such a folder. Any of these files may be damaged or hostile: the
+//! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
 //! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
 
+mod bytes;
 pub mod config;
 pub mod engine;
 pub mod families;
@@ -13,8 +14,11 @@ pub mod forward;
 pub mod header;
 mod json;
 mod load;
+pub mod memory;
 pub mod quant;
 pub mod quantize;
+mod random;
+pub mod shapes;
 pub mod tensors;
 pub mod weights;
 
@@ -23,9 +27,10 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use config::{Config, GenerationConfig, Rope, RopeKind};
-pub use engine::Engine;
+pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};
+pub use random::RandomWeights;
 pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;
 

@@ -123,19 +123,22 @@ pub struct TensorMap {
     groups: HashSet<Group>,
     /// Quantised matrices, by the name that they have in float.
     packed: BTreeMap<String, Packed>,
+    /// Tensors that are rows of another one: its name, and the first of them.
+    fused: BTreeMap<String, (String, usize)>,
 }
 
 impl TensorMap {
     /// Finds the tensors that a model needs.
     ///
     /// Which biases and norms it has follows from the tensors: one of a [`Group`] in one layer
-    /// means all of the group in every layer.
+    /// means all of the group in every layer. So does whether matrices are fused, whatever the family,
+    /// layer by layer.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape or type, or if there is one that would have to
     /// change the computation and does not.
     pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Self> {
-        let all = all_tensors(config);
+        let (all, fused) = fuse(checkpoint, all_tensors(config))?;
         let found = |want: &&Want| checkpoint.tensors().contains_key(&want.name);
         let mut groups: HashSet<Group> = all.iter().filter(found).map(|w| w.group).collect();
         groups.insert(Group::Always);
@@ -172,6 +175,7 @@ impl TensorMap {
             wants,
             groups,
             packed,
+            fused,
         })
     }
 
@@ -188,6 +192,13 @@ impl TensorMap {
     /// Whether the head is the embedding.
     pub fn is_tied(&self) -> bool {
         !self.has(Group::Head)
+    }
+
+    /// Where a tensor of [`layer_tensors`] is: the tensor that holds it, and the row at which it begins.
+    pub fn place<'a>(&'a self, name: &'a str) -> (&'a str, usize) {
+        self.fused
+            .get(name)
+            .map_or((name, 0), |(whole, first)| (whole, *first))
     }
 
     /// How a matrix is packed, by the name that it has in float; none if it is float.
@@ -218,6 +229,67 @@ fn advice(config: &Config, name: &str) -> String {
         "a {} model of {} layers has none of this name",
         config.family.model_type, config.n_layers
     )
+}
+
+/// Modules that some files hold as one, row below row: its name, and theirs in order.
+const FUSED: [(&str, &[&str]); 2] = [
+    (
+        "self_attn.qkv_proj",
+        &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    ),
+    ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+];
+
+/// The tensor that a part would be in, `model.layers.0.mlp.gate_up_proj.bias` for
+/// `model.layers.0.mlp.up_proj.bias`: its module, with a dot, and what follows.
+fn whole_of(name: &str) -> Option<(String, &str)> {
+    let (module, end) = name.rsplit_once('.')?;
+    FUSED.iter().find_map(|(whole, parts)| {
+        let layer = parts.iter().find_map(|part| module.strip_suffix(part))?;
+        Some((format!("{layer}{whole}."), end))
+    })
+}
+
+/// Puts fused tensors in place of their parts, wherever the checkpoint has any of a fused module.
+fn fuse(
+    checkpoint: &Checkpoint,
+    all: Vec<Want>,
+) -> Result<(Vec<Want>, BTreeMap<String, (String, usize)>)> {
+    let there = |module: &str| {
+        let mut from = checkpoint.tensors().range(module.to_owned()..);
+        from.next()
+            .is_some_and(|(name, _)| name.starts_with(module))
+    };
+    let (mut wants, mut fused) = (Vec::<Want>::with_capacity(all.len()), BTreeMap::new());
+    // The parts of a whole follow each other.
+    for want in all {
+        let Some((module, end)) = whole_of(&want.name).filter(|(module, _)| there(module)) else {
+            wants.push(want);
+            continue;
+        };
+        let name = format!("{module}{end}");
+        if let Some(entry) = checkpoint.tensors().get(&want.name) {
+            let problem = format!("is there beside {name}: which of them counts?");
+            return Err(Error::bad(checkpoint.path_of(entry), want.name, problem));
+        }
+        let rows = want.shape[0];
+        let first = match wants.last_mut().filter(|last| last.name == name) {
+            Some(whole) => {
+                whole.shape[0] += rows;
+                whole.shape[0] - rows
+            }
+            None => {
+                let name = name.clone();
+                wants.push(Want {
+                    name,
+                    ..want.clone()
+                });
+                0
+            }
+        };
+        fused.insert(want.name, (name, first));
+    }
+    Ok((wants, fused))
 }
 
 /// Puts the tensors of a packed matrix in place of the float one, wherever the checkpoint has them.

@@ -23,7 +23,7 @@ const PIECE: usize = 512;
 pub(super) const ROWS: usize = 2;
 
 /// The instruction set of this machine.
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+pub(super) static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
 /// Widens `to.len()` elements from `at` to f32.
 pub(super) fn widen(from: &View<'_>, at: usize, to: &mut [f32]) {
@@ -124,20 +124,17 @@ pub(super) fn dots(
     });
 }
 
-/// The sum over i of `a[i] * b[i]`, in the same order on every call.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    struct Dot<'a>(&'a [f32], &'a [f32]);
-    impl WithSimd for Dot<'_> {
-        type Output = f32;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) -> f32 {
-            let mut sums = [[simd.splat_f32s(0.0)]];
-            let mut tails = [[0.0]];
-            tile::<S, 1, 1>(simd, [self.0], [self.1], &mut sums, &mut tails);
-            simd.reduce_sum_f32s(sums[0][0]) + tails[0][0]
-        }
-    }
-    ARCH.dispatch(Dot(a, b))
+/// The sums over i of `a[i] * b[i]`, each in the same order whatever is computed beside it.
+#[inline(always)]
+pub(super) fn dot_products<S: Simd, const C: usize>(
+    simd: S,
+    a: &[f32],
+    b: [&[f32]; C],
+) -> [f32; C] {
+    let mut sums = [[simd.splat_f32s(0.0); C]];
+    let mut tails = [[0.0; C]];
+    tile::<S, 1, C>(simd, [a], b, &mut sums, &mut tails);
+    std::array::from_fn(|c| simd.reduce_sum_f32s(sums[0][c]) + tails[0][c])
 }
 
 /// `y += a * x`.

@@ -28,6 +28,13 @@ pub static OP: Op = Op {
                 consts: |_, _| Vec::new(),
                 elements: &[("Weight", 1)],
                 groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
+                loads: Some(|d, _, ints, group| {
+                    let p: Params = d.params.get();
+                    let token = ints.get(&d.args[0])[group[0] as usize];
+                    let held = (p.first..p.first + p.n_table).contains(&token);
+                    let row = d.args[1].bytes() / p.n_table as usize;
+                    vec![4, if held { row as u64 } else { 0 }, 0]
+                }),
             }),
             fits,
         },

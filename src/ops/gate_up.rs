@@ -7,8 +7,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::case::{Rng, case, floats, output};
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
-    matrix_groups, tile_consts, tile_groups,
+    By, Launched, Linear, Norm, Product, Served, column_consts, column_groups, has_matrices,
+    matrix, matrix_consts, matrix_groups, tile_consts, tile_groups,
 };
 use super::u32_of;
 use crate::device::Access::{Read, Write};
@@ -42,6 +42,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     matrix_groups(p.n_out.div_ceil(2), p.n_rows)
                 },
+                loads: None,
             }),
             fits: |d, caps| {
                 d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
@@ -58,6 +59,10 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     tile_groups(p.n_out.div_ceil(2), p.n_rows)
                 },
+                loads: Some(|d, _, _, group| {
+                    let p: Params = d.params.get();
+                    p.loads(&p.launched(d).by_tiles(group, |quad| p.quad_rows(quad)))
+                }),
             }),
             fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
         },
@@ -75,6 +80,11 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     column_groups(p.n_out.div_ceil(2), p.n_rows, caps)
                 },
+                loads: Some(|d, caps, _, group| {
+                    let p: Params = d.params.get();
+                    let launched = p.launched(d);
+                    p.loads(&launched.by_columns(caps, group, |quad| p.quad_rows(quad)))
+                }),
             }),
             fits,
         },
@@ -101,6 +111,29 @@ struct Params {
     eps: f32,
     group: u32,
     tiled: u32,
+}
+
+impl Params {
+    fn launched(self, dispatch: &Dispatch) -> Launched<'_> {
+        Launched {
+            dispatch,
+            n_rows: self.n_rows,
+            k: self.k,
+            group: self.group,
+            norm: true,
+            n_quads: self.n_out.div_ceil(2),
+        }
+    }
+
+    /// As in `parts/gate_up_op.wgsl`.
+    fn quad_rows(self, quad: u32) -> [u32; 4] {
+        let [a, b] = [0, 1].map(|i| (2 * quad + i).min(self.n_out - 1));
+        [a, b, a + self.n_out, b + self.n_out]
+    }
+
+    fn loads(self, served: &Served) -> Vec<u64> {
+        [served.loads.as_slice(), &[0]].concat()
+    }
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {

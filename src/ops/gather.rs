@@ -32,6 +32,13 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.count.div_ceil(64), p.n_rows, 1]
                 },
+                loads: Some(|d, _, ints, group| {
+                    let p: Params = d.params.get();
+                    let end = p.count.min(group[0] * 64 + 64) as usize;
+                    let order = &ints.get(&d.args[1])[group[0] as usize * 64..end];
+                    let channels: std::collections::BTreeSet<_> = order.iter().collect();
+                    vec![channels.len() as u64 * 4, order.len() as u64 * 4, 0]
+                }),
             }),
             fits: always,
         },

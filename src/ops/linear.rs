@@ -4,12 +4,15 @@
 //! A weight is read once for all rows of a pass: by columns, at most 16 rows at a time, in an order of
 //! summation that is the same for every count. The prefill of a block that nobody else sees goes by tiles.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::case::{Rng, floats, words};
 use super::dot::{Matrix, ROWS, dots};
 use super::{MAX_COLS, u32_of};
-use crate::device::{Caps, CaseArg, DType, Tensor, View};
+use crate::device::{Caps, CaseArg, DType, Dispatch, Tensor, View};
 
 /// Weight and bias of a linear layer, or a piece of it.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +143,72 @@ pub(super) fn tile_groups(n_quads: u32, n_rows: u32) -> [u32; 3] {
     [n_quads.div_ceil(16), n_rows.div_ceil(32), 1]
 }
 
+/// A linear op as the host sees it, to count what a workgroup loads.
+pub(super) struct Launched<'a> {
+    pub(super) dispatch: &'a Dispatch,
+    pub(super) n_rows: u32,
+    pub(super) k: u32,
+    pub(super) group: u32,
+    pub(super) norm: bool,
+    pub(super) n_quads: u32,
+}
+
+/// What one workgroup of a linear op serves.
+pub(super) struct Served {
+    /// Quads of weight rows.
+    pub(super) quads: Range<u32>,
+    /// Rows of x.
+    pub(super) rows: Range<u32>,
+    /// Bytes that it loads of x, gamma, weight, scales and bias.
+    pub(super) loads: Vec<u64>,
+}
+
+impl Launched<'_> {
+    /// The workgroup of a number, by columns; `quad_rows` gives the weight rows of a quad.
+    pub(super) fn by_columns(
+        &self,
+        caps: &Caps,
+        group: [u32; 3],
+        quad_rows: impl Fn(u32) -> [u32; 4],
+    ) -> Served {
+        self.served(
+            [quads_per_group(caps), columns(self.n_rows)],
+            group,
+            quad_rows,
+        )
+    }
+
+    /// The workgroup of a number, by tiles.
+    pub(super) fn by_tiles(&self, group: [u32; 3], quad_rows: impl Fn(u32) -> [u32; 4]) -> Served {
+        self.served([16, 32], group, quad_rows)
+    }
+
+    fn served(
+        &self,
+        [quads, rows]: [u32; 2],
+        group: [u32; 3],
+        quad_rows: impl Fn(u32) -> [u32; 4],
+    ) -> Served {
+        let stretch = |n: u32, at: u32, end: u32| (at * n).min(end)..((at + 1) * n).min(end);
+        let quads = stretch(quads, group[0], self.n_quads);
+        let rows = stretch(rows, group[1], self.n_rows);
+        let served: BTreeSet<u32> = quads.clone().flat_map(quad_rows).collect();
+        let weight = &self.dispatch.args[2];
+        let row = |n: usize| (served.len() * n) as u64;
+        let x_row = u64::from(self.k) * 4;
+        let coded = weight.dtype().span() > 1;
+        let n_groups = self.k.div_ceil(self.group.max(8)) as usize;
+        let loads = vec![
+            x_row * rows.len() as u64,
+            if self.norm { x_row } else { 0 },
+            row(weight.bytes() / weight.shape()[0]),
+            if coded { row(n_groups * 4) } else { 0 },
+            row(4),
+        ];
+        Served { quads, rows, loads }
+    }
+}
+
 /// The input and the matrix of a linear op, as its reference and its CPU kernel see them.
 pub(super) struct Product<'a> {
     pub(super) x: View<'a>,
@@ -215,7 +284,7 @@ impl Product<'_> {
     }
 
     /// `norm(x)`, `[n_rows, k]`, if there is a norm.
-    fn normed(&self) -> Option<Vec<f32>> {
+    pub(super) fn normed(&self) -> Option<Vec<f32>> {
         let (gamma, count, eps) = self.norm.as_ref()?;
         let (k, gamma) = (self.k, gamma.f32s());
         let mut out = self.x.f32s()[..self.n_rows * k].to_vec();

@@ -1,13 +1,14 @@
 //! Merge of attention partials by log-sum-exp, in each row's fixed order.
 
 use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
 
 use super::attend::EMPTY;
 use super::case::{Rng, case, floats, output, words};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Case, DType, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl, always,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
 };
 
 /// The op.
@@ -35,13 +36,14 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads, 1]
                 },
+                loads: Some(loads),
             }),
-            fits: always,
+            fits,
         },
         Kernel {
             name: "head",
             run: Run::Cpu(by_head),
-            fits: always,
+            fits,
         },
     ],
     cases,
@@ -55,6 +57,20 @@ struct Params {
     n_rows: u32,
     n_heads: u32,
     head_dim: u32,
+}
+
+fn fits(d: &Dispatch, _: &Caps) -> bool {
+    let p: Params = d.params.get();
+    p.head_dim.is_multiple_of(4) && p.head_dim <= 512
+}
+
+/// What a workgroup loads: its row's partials of its head, with their places and states. A lane comes back to
+/// a state after few other loads.
+fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let dim = u64::from(d.params.get::<Params>().head_dim);
+    let ranges = &ints.get(&d.args[0])[group[0] as usize..][..2];
+    let n = u64::from(ranges[1] - ranges[0]);
+    vec![8, n * 4, n * dim * 4, n * 8, 0]
 }
 
 /// Records the merge for `n_rows` rows.
@@ -111,12 +127,7 @@ fn by_head(args: &mut Args<'_>) {
     let (heads, dim) = (p.n_heads as usize, p.head_dim as usize);
     let (ranges, order) = (ranges.u32s(), order.u32s());
     let (partial, stats) = (partial.f32s(), stats.f32s());
-    for (at, y) in y
-        .f32s_mut()
-        .chunks_exact_mut(dim)
-        .take(p.n_rows as usize * heads)
-        .enumerate()
-    {
+    let merge = |(at, y): (usize, &mut [f32])| {
         let (row, head) = (at / heads, at % heads);
         let pairs = &order[ranges[row] as usize..ranges[row + 1] as usize];
         let at = |pair: u32| pair as usize * heads + head;
@@ -134,7 +145,12 @@ fn by_head(args: &mut Args<'_>) {
         for y in y {
             *y /= total;
         }
-    }
+    };
+    let outputs = y.f32s_mut().par_chunks_exact_mut(dim);
+    outputs
+        .take(p.n_rows as usize * heads)
+        .enumerate()
+        .for_each(merge);
 }
 
 fn cases() -> Vec<Case> {
@@ -186,5 +202,7 @@ fn cases() -> Vec<Case> {
         make("uneven rows", &[3, 1, 17, 2], 5, 40),
         make("many partials of QwQ-32B heads", &[64, 63], 40, 128),
         make("the widest head", &[5], 2, 256),
+        make("a width that no lanes divide", &[9, 2], 3, 136),
+        make("more partials than are weighed at once", &[700], 2, 24),
     ]
 }

@@ -7,6 +7,9 @@
 
 pub mod attend;
 pub mod embed;
+pub mod expert_down;
+pub mod expert_up;
+pub mod fill;
 pub mod gate_up;
 pub mod gather;
 pub mod linear;
@@ -15,6 +18,8 @@ pub mod place;
 pub mod project;
 pub mod qkv;
 pub mod rms_norm;
+pub mod route;
+pub mod sample;
 pub mod select_rows;
 
 mod case;
@@ -33,7 +38,12 @@ pub static OPS: &[&Op] = &[
     &attend::OP,
     &merge::OP,
     &gate_up::OP,
+    &route::OP,
+    &expert_up::OP,
+    &expert_down::OP,
     &select_rows::OP,
+    &sample::OP,
+    &fill::OP,
 ];
 
 /// Most rows that a column kernel serves at once; more rows take another group.

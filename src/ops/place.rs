@@ -41,6 +41,13 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     [p.n_rows, p.n_heads + 2 * p.n_kv_heads, 1]
                 },
+                loads: Some(|d, _, _, group| {
+                    let p: Params = d.params.get();
+                    let head = u64::from(p.head_dim) * 4;
+                    let (is_q, is_v) = (group[1] < p.n_heads, group[1] >= p.n_heads + p.n_kv_heads);
+                    let of_k = if is_q || is_v { 0 } else { head };
+                    vec![head, if is_q { head } else { 0 }, of_k, of_k, 8, 0, 0, 0]
+                }),
             }),
             fits,
         },

@@ -8,8 +8,8 @@ use bytemuck::{Pod, Zeroable};
 use super::case::{Rng, case, floats, output};
 use super::dot::ROWS;
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
-    matrix_groups, tile_consts, tile_groups,
+    By, Launched, Linear, Norm, Product, Served, column_consts, column_groups, has_matrices,
+    matrix, matrix_consts, matrix_groups, tile_consts, tile_groups,
 };
 use super::u32_of;
 use crate::device::Access::{Read, ReadWrite};
@@ -51,6 +51,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     matrix_groups(p.n_out.div_ceil(4), p.n_rows)
                 },
+                loads: None,
             }),
             fits: |d, caps| {
                 d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
@@ -72,6 +73,10 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     tile_groups(p.n_out.div_ceil(4), p.n_rows)
                 },
+                loads: Some(|d, _, _, group| {
+                    let p: Params = d.params.get();
+                    p.loads(&p.launched(d).by_tiles(group, |quad| p.quad_rows(quad)))
+                }),
             }),
             fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
         },
@@ -91,6 +96,11 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     column_groups(p.n_out.div_ceil(4), p.n_rows, caps)
                 },
+                loads: Some(|d, caps, _, group| {
+                    let p: Params = d.params.get();
+                    let launched = p.launched(d);
+                    p.loads(&launched.by_columns(caps, group, |quad| p.quad_rows(quad)))
+                }),
             }),
             fits,
         },
@@ -121,6 +131,32 @@ struct Params {
     eps: f32,
     group: u32,
     tiled: u32,
+}
+
+impl Params {
+    fn launched(self, dispatch: &Dispatch) -> Launched<'_> {
+        Launched {
+            dispatch,
+            n_rows: self.n_rows,
+            k: self.k,
+            group: self.group,
+            norm: self.norm == 1,
+            n_quads: self.n_out.div_ceil(4),
+        }
+    }
+
+    /// As in `parts/project_op.wgsl`.
+    fn quad_rows(self, quad: u32) -> [u32; 4] {
+        [0, 1, 2, 3].map(|i| (4 * quad + i).min(self.n_out - 1))
+    }
+
+    /// With the old values of y, where it is added to.
+    fn loads(self, served: &Served) -> Vec<u64> {
+        let mut loads = served.loads.clone();
+        let outputs = served.rows.len() as u64 * loads[4];
+        loads.push(if self.add == 1 { outputs } else { 0 });
+        loads
+    }
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {

@@ -5,13 +5,15 @@
 //! channels, which no workgroup has here, and goes by [`super::project`] and [`super::place`]. A key is
 //! rotated to its index in its block, once and for ever; the query is rotated where it is used (paper 3.4).
 
+use std::collections::BTreeSet;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::case::{Rng, case, floats, output, words};
 use super::dot::ROWS;
 use super::linear::{
-    By, Linear, Norm, Product, column_consts, column_groups, has_matrices, matrix, matrix_consts,
-    matrix_groups, tile_consts, tile_groups,
+    By, Launched, Linear, Norm, Product, Served, column_consts, column_groups, has_matrices,
+    matrix, matrix_consts, matrix_groups, tile_consts, tile_groups,
 };
 use super::place::{Arena, rotate, store};
 use super::u32_of;
@@ -65,6 +67,7 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     matrix_groups(p.n_out() / 4, p.n_rows)
                 },
+                loads: None,
             }),
             fits: |d, caps| {
                 d.params.get::<Params>().tiled == 1 && has_matrices(caps) && fits(d, caps)
@@ -86,6 +89,11 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     tile_groups(p.n_out() / 4, p.n_rows)
                 },
+                loads: Some(|d, _, ints, group| {
+                    let p: Params = d.params.get();
+                    let served = p.launched(d).by_tiles(group, |quad| p.quad_rows(quad));
+                    p.loads(&served, ints.get(&d.args[6]))
+                }),
             }),
             fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
         },
@@ -105,6 +113,12 @@ pub static OP: Op = Op {
                     let p: Params = d.params.get();
                     column_groups(p.n_out() / 4, p.n_rows, caps)
                 },
+                loads: Some(|d, caps, ints, group| {
+                    let p: Params = d.params.get();
+                    let launched = p.launched(d);
+                    let served = launched.by_columns(caps, group, |quad| p.quad_rows(quad));
+                    p.loads(&served, ints.get(&d.args[6]))
+                }),
             }),
             fits,
         },
@@ -136,6 +150,42 @@ struct Params {
 impl Params {
     fn n_out(self) -> u32 {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+}
+
+impl Params {
+    fn launched(self, dispatch: &Dispatch) -> Launched<'_> {
+        Launched {
+            dispatch,
+            n_rows: self.n_rows,
+            k: self.k,
+            group: self.group,
+            norm: true,
+            n_quads: self.n_out() / 4,
+        }
+    }
+
+    /// As in `parts/qkv_op.wgsl`.
+    fn quad_rows(self, quad: u32) -> [u32; 4] {
+        let half = self.head_dim / 4;
+        let row = quad / half * self.head_dim + quad % half * 2;
+        [row, row + 1, row + 2 * half, row + 2 * half + 1]
+    }
+
+    /// With the angles of the keys, and the targets of keys and values.
+    fn loads(self, served: &Served, targets: &[u32]) -> Vec<u64> {
+        let half = self.head_dim / 4;
+        let (mut angles, mut stored) = (BTreeSet::new(), BTreeSet::new());
+        for quad in served.quads.clone().filter(|q| q / half >= self.n_heads) {
+            for row in served.rows.clone() {
+                stored.insert(row);
+                if quad / half < self.n_heads + self.n_kv_heads {
+                    angles.insert((targets[row as usize * 2 + 1], quad % half));
+                }
+            }
+        }
+        let more = [angles.len() as u64 * 16, stored.len() as u64 * 8, 0, 0, 0];
+        [served.loads.as_slice(), &more].concat()
     }
 }
 

@@ -25,6 +25,10 @@ pub static OP: Op = Op {
                 consts: |_, _| Vec::new(),
                 elements: &[],
                 groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
+                loads: Some(|d, _, _, _| {
+                    let p: Params = d.params.get();
+                    vec![4, u64::from(p.dim) * 4, 0]
+                }),
             }),
             fits: always,
         },

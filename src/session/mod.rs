@@ -18,11 +18,11 @@ pub use log::{Log, read_log};
 pub use raw::Raw;
 pub use replay::{Difference, Replayed, replay};
 
-use crate::cache::layout::{Shared, View};
-use crate::cache::pages::{BlockId, PAGE};
+use crate::cache::layout::Shared;
+use crate::cache::pages::{BlockId, PAGE, pages_for};
 use crate::cache::plan::{Batch, Logits, Turn as Fed};
 use crate::device::DType;
-use crate::model::{Engine, Model};
+use crate::model::{Engine, Model, Wanted};
 use crate::protocol::{
     AnswerKind, Ending, Finisher, JOINING_WORDS, Presence, Protocol, Rules, Turn, step_prefix,
 };
@@ -115,12 +115,6 @@ impl Settings {
         }
     }
 
-    /// Pages for the context: tokens, and room for the partly filled pages of short steps.
-    fn n_pages(&self) -> usize {
-        let pages = self.context.div_ceil(PAGE);
-        pages + pages / 4 + 64
-    }
-
     /// An engine with a cache for these settings.
     ///
     /// # Errors
@@ -133,7 +127,7 @@ impl Settings {
                 model.n_positions()
             )));
         }
-        Engine::new(model, self.kv_type()?, self.n_pages(), checked)
+        Engine::new(model, self.kv_type()?, pages_for(self.context), checked)
     }
 }
 
@@ -244,6 +238,9 @@ impl Session {
             ending: None,
             is_over: false,
         };
+        let rule = session.sampling.rule();
+        let suppressed = session.protocol.suppressed();
+        session.engine.choose_by(rule, suppressed)?;
         session.measure_early()?;
         let opening = session.protocol.opening();
         let headers = opening.header_others.len() + opening.header_own.len();
@@ -386,6 +383,11 @@ impl Session {
     /// fit: then none of the commands was taken and nothing ran. Those of the device;
     /// [`Error::NotFinite`] if the model computes no number.
     pub fn step(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
+        let pass = self.pass;
+        self.run(commands).map_err(|error| error.in_pass(pass))
+    }
+
+    fn run(&mut self, commands: &[Command]) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {
             return Ok(events);
@@ -567,11 +569,42 @@ impl Session {
             && self.early_fits()?)
     }
 
-    fn run_pass(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let turns: Vec<usize> = (0..self.workers.len())
+    /// Workers that are fed in the next pass.
+    fn turns(&self) -> Vec<usize> {
+        (0..self.workers.len())
             .filter(|&w| !self.workers[w].pending.is_empty())
             .filter(|&w| self.is_active(w) || self.workers[w].flush)
-            .collect();
+            .collect()
+    }
+
+    /// A pass that feeds workers the tokens that are theirs, and chooses for those that are active.
+    fn wanted(&self, turns: &[usize], tokens: impl Fn(usize) -> Vec<TokenId>, pass: u64) -> Wanted {
+        let fed = |&worker: &usize| Fed {
+            view: self.settings.layout.view(worker, &self.shared),
+            tokens: tokens(worker),
+            logits: if self.is_active(worker) {
+                Logits::Last
+            } else {
+                Logits::None
+            },
+        };
+        let active = turns.iter().filter(|&&w| self.is_active(w));
+        let batch = Batch {
+            turns: turns.iter().map(fed).collect(),
+        };
+        Wanted::new(
+            batch,
+            active.map(|&w| self.sampling.draw(w, pass)).collect(),
+        )
+    }
+
+    /// The pass that feeds what is pending.
+    fn wanted_now(&self, turns: &[usize]) -> Wanted {
+        self.wanted(turns, |w| self.workers[w].pending.clone(), self.pass)
+    }
+
+    fn run_pass(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let turns = self.turns();
         if turns.is_empty() {
             let all_retired =
                 (0..self.workers.len()).all(|w| self.protocol.presence(w) == Presence::Retired);
@@ -584,51 +617,48 @@ impl Session {
             self.ending = Some(Reason::Context);
             return Ok(());
         }
-        let mut batch = Batch::default();
-        let mut rows = Vec::new();
+        let wanted = self.wanted_now(&turns);
+        let fed = turns.iter().zip(&wanted.batch().turns);
+        let rows: Vec<Row> = fed
+            .map(|(&worker, turn)| {
+                let own = self.shared.own[worker];
+                Row {
+                    worker,
+                    block: own.0,
+                    first: self.engine.cache.pages.len(own),
+                    ids: turn.tokens.clone(),
+                }
+            })
+            .collect();
         for &worker in &turns {
-            let tokens = std::mem::take(&mut self.workers[worker].pending);
+            self.workers[worker].pending.clear();
             self.workers[worker].flush = false;
-            let own = self.shared.own[worker];
-            let first = self.engine.cache.pages.len(own);
-            rows.push(Row {
-                worker,
-                block: own.0,
-                first,
-                ids: tokens.clone(),
-            });
-            let view: View = self.settings.layout.view(worker, &self.shared);
-            let logits = if self.is_active(worker) {
-                Logits::Last
-            } else {
-                Logits::None
-            };
-            batch.turns.push(Fed {
-                view,
-                tokens,
-                logits,
-            });
-        }
-        let logits = self.engine.pass(&batch)?;
-        events.push(Event::Pass {
-            pass: self.pass,
-            rows,
-        });
-        let active: Vec<usize> = turns.into_iter().filter(|&w| self.is_active(w)).collect();
-        let mut chosen = Vec::with_capacity(active.len());
-        for (&worker, logits) in active.iter().zip(&logits) {
-            let token = self
-                .sampling
-                .sample(logits, self.protocol.suppressed(), worker, self.pass);
-            chosen.push(token.ok_or_else(|| Error::NotFinite {
-                pass: usize::try_from(self.pass).unwrap_or(usize::MAX),
-                worker: self.protocol.name(worker).to_owned(),
-            })?);
         }
         let pass = self.pass;
+        let active: Vec<usize> = turns.into_iter().filter(|&w| self.is_active(w)).collect();
+        // Most passes are like this: everybody who is active speaks one token, and no step ends.
+        let goes_on = pass + 1 < self.settings.max_passes && !active.is_empty();
+        let guess = goes_on.then(|| self.wanted(&active, |_| vec![0], pass + 1));
+        let chosen = self
+            .engine
+            .choose(&wanted, guess)
+            .map_err(|e| e.in_pass(pass))?;
+        events.push(Event::Pass { pass, rows });
+        let chosen = active.iter().zip(chosen).map(|(&worker, token)| {
+            token.ok_or_else(|| Error::NotFinite {
+                pass: usize::try_from(pass).unwrap_or(usize::MAX),
+                worker: self.protocol.name(worker).to_owned(),
+            })
+        });
+        let chosen = chosen.collect::<Result<Vec<_>>>()?;
         self.pass += 1;
         for (worker, token) in active.into_iter().zip(chosen) {
             self.observe(worker, token, pass, events)?;
+        }
+        if self.ending.is_none() && self.pass < self.settings.max_passes {
+            // The device goes on while people are told what it said; a command may still change it.
+            let next = self.wanted_now(&self.turns());
+            self.engine.start(&next);
         }
         Ok(())
     }
@@ -740,28 +770,31 @@ impl Session {
                 advice: "raise --context or give --no-early-answer".into(),
             });
         }
-        let block = self.engine.cache.pages.open();
-        let mut next = finisher.prompt().to_vec();
         let greedy = Sampling {
             limit: self.sampling.limit,
             ..Sampling::greedy()
         };
+        self.engine.choose_by(greedy.rule(), &[])?;
+        let prompt = finisher.prompt().to_vec();
+        if prompt.is_empty() {
+            let problem = "it cannot write the sentence that asks for the answer";
+            return Err(Error::Tokenizer(problem.into()));
+        }
+        // Greedy choices draw nothing.
+        let block = self.engine.cache.pages.open();
+        let one = |token| Wanted::of_one(block, &[token], 0);
+        let mut token = self.engine.go_on(block, &prompt, 0, Some(one(0)));
         loop {
-            let logits = self.engine.prefill(block, &next, Logits::Last)?;
-            let Some(last) = logits.last() else {
-                let problem = "it cannot write the sentence that asks for the answer";
-                return Err(Error::Tokenizer(problem.into()));
-            };
-            let token = greedy
-                .sample(last, &[], 0, self.pass)
-                .ok_or_else(|| Error::NotFinite {
-                    pass: usize::try_from(self.pass).unwrap_or(usize::MAX),
-                    worker: "the early answer".into(),
-                })?;
-            if !finisher.push(token) {
+            let chosen = token.map_err(|e| e.in_pass(self.pass))?;
+            let id = chosen.ok_or_else(|| Error::NotFinite {
+                pass: usize::try_from(self.pass).unwrap_or(usize::MAX),
+                worker: "the early answer".into(),
+            })?;
+            if !finisher.push(id) {
                 return Ok(());
             }
-            next = vec![token];
+            let ids = self.engine.choose(&one(id), Some(one(0)));
+            token = ids.map(|ids| ids[0]);
         }
     }
 

@@ -2,8 +2,7 @@
 
 use super::event::{Event, Reason, Row, Settings};
 use crate::cache::pages::BlockId;
-use crate::cache::plan::Logits;
-use crate::model::Engine;
+use crate::model::{Engine, Wanted};
 use crate::sampler::Sampling;
 use crate::text::{Stream, Text};
 use crate::{Error, Result, TokenId};
@@ -49,6 +48,7 @@ impl Raw {
                 advice: "shorten it or raise --context".into(),
             });
         }
+        engine.choose_by(sampling.rule(), &[])?;
         let block = engine.cache.pages.open();
         let (stream, pending) = (Stream::new(), prompt);
         Ok(Self {
@@ -78,7 +78,6 @@ impl Raw {
     ///
     /// # Errors
     /// Those of the device; [`Error::NotFinite`] if the model computes no number.
-    #[allow(clippy::missing_panics_doc, reason = "the engine gives what is wanted")]
     pub fn step(&mut self, text: &Text) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if self.is_over {
@@ -90,9 +89,16 @@ impl Raw {
         }
         let first = self.engine.cache.pages.len(self.block);
         let tokens = std::mem::take(&mut self.pending);
-        let logits = self.engine.prefill(self.block, &tokens, Logits::Last)?;
-        let last = logits.last().expect("the last token's logits were wanted");
         let pass = self.pass;
+        let draw = self.sampling.draw(0, pass);
+        let guess = (pass + 1 < self.settings.max_passes).then(|| self.wanted(&[0], pass + 1));
+        let id = if pass == 0 {
+            self.engine.go_on(self.block, &tokens, draw, guess)
+        } else {
+            let wanted = self.wanted(&tokens, pass);
+            self.engine.choose(&wanted, guess).map(|ids| ids[0])
+        };
+        let id = id.map_err(|e| e.in_pass(pass))?;
         let row = Row {
             worker: 0,
             block: self.block.0,
@@ -103,13 +109,10 @@ impl Raw {
             pass,
             rows: vec![row],
         });
-        let id = self
-            .sampling
-            .sample(last, &[], 0, pass)
-            .ok_or_else(|| Error::NotFinite {
-                pass: usize::try_from(pass).unwrap_or(usize::MAX),
-                worker: "the text".into(),
-            })?;
+        let id = id.ok_or_else(|| Error::NotFinite {
+            pass: usize::try_from(pass).unwrap_or(usize::MAX),
+            worker: "the text".into(),
+        })?;
         self.pass += 1;
         let mut piece = String::new();
         let reason = if self.ends.contains(&id) {
@@ -138,8 +141,16 @@ impl Raw {
         self.pending = vec![id];
         if let Some(reason) = reason {
             self.finish(reason, &mut events);
+        } else {
+            let wanted = self.wanted(&self.pending, self.pass);
+            self.engine.start(&wanted);
         }
         Ok(events)
+    }
+
+    /// A pass that feeds some tokens and chooses one.
+    fn wanted(&self, tokens: &[TokenId], pass: u64) -> Wanted {
+        Wanted::of_one(self.block, tokens, self.sampling.draw(0, pass))
     }
 
     fn finish(&mut self, reason: Reason, events: &mut Vec<Event>) {

@@ -136,6 +136,25 @@ impl Case {
         })
     }
 
+    /// Tokens of the prompt: what is prefilled to one block.
+    pub fn prompt_len(&self) -> usize {
+        match &self.script {
+            Script::Plain(case) => case.input_ids.len(),
+            Script::Hogwild(case) => {
+                let mut lengths = BTreeMap::<&str, usize>::new();
+                for event in &case.events {
+                    let Event::Forward(pass) = event else {
+                        continue;
+                    };
+                    for row in pass.rows.iter().filter(|row| row.worker.is_none()) {
+                        *lengths.entry(&row.write_to).or_default() += row.tokens.len();
+                    }
+                }
+                lengths.into_values().max().unwrap_or(0)
+            }
+        }
+    }
+
     pub fn expected(&self) -> BTreeMap<String, Expected> {
         read_expected(&self.dir.join("expected.safetensors"))
     }

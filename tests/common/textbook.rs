@@ -1,9 +1,10 @@
-//! The textbook transformer: dense Qwen2, Qwen3 and Llama in f64, O(n²), nothing clever.
+//! The textbook transformer: dense Qwen2, Qwen3, Llama, Mistral and Phi-3 in f64, O(n²), nothing clever.
 //!
 //! It knows no blocks and no layouts. Every token ever fed keeps the key (not rotated) and the value
 //! that it was given once; a row says which of those tokens it sees and at which position each, and
 //! both sides of a score are rotated there and then: `(R(p_query) q) · (R(p_key) k) / sqrt(d)`.
-//! Biases, q/k norms and a separate output head are used where their tensors exist.
+//! Biases, q/k norms and a separate output head are used where their tensors exist, and tensors that hold
+//! several matrices are cut into them.
 
 use std::{collections::HashMap, f64::consts::PI, fs, iter::zip, path::Path};
 
@@ -65,6 +66,7 @@ struct Layer {
     o: Linear,
     q_norm: Option<Vec<f64>>,
     k_norm: Option<Vec<f64>>,
+    window: Option<usize>, // tokens that a query sees, itself among them
     mlp_norm: Vec<f64>,
     gate: Linear,
     up: Linear,
@@ -78,23 +80,47 @@ struct Kv {
 }
 
 impl Textbook {
-    /// Reads `config.json` and every `*.safetensors` of a model directory.
+    /// Reads `config.json` and every `*.safetensors` of a model directory; for short texts, where that
+    /// makes a difference.
     ///
     /// # Errors
     /// What the model asks for that is not in this textbook.
     pub fn load(dir: &Path) -> Result<Self, String> {
+        Self::load_for(dir, 0)
+    }
+
+    /// The same, for texts of up to `context` tokens.
+    ///
+    /// # Errors
+    /// What the model asks for that is not in this textbook.
+    pub fn load_for(dir: &Path, context: usize) -> Result<Self, String> {
         let config: Value =
             serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
         supported(&config)?;
-        let rope = Rope::from_config(&config)?;
+        let rope = Rope::from_config(&config, context)?;
         let number = |key: &str| config[key].as_u64().map(|n| usize::try_from(n).unwrap());
         let heads = number("num_attention_heads").unwrap();
+        let kv_heads = number("num_key_value_heads").unwrap_or(heads);
+        let kv_size = kv_heads * head_dim(&config);
+        let ff = number("intermediate_size").unwrap();
 
         let mut weights = read_weights(dir);
         let layers: Vec<_> = (0..number("num_hidden_layers").unwrap())
             .map(|n| {
                 let name = |part: &str| format!("model.layers.{n}.{part}");
+                let sizes = [heads * head_dim(&config), kv_size, kv_size];
+                weights.cut(
+                    &name("self_attn.qkv_proj"),
+                    &["q_proj", "k_proj", "v_proj"],
+                    &sizes,
+                );
+                weights.cut(
+                    &name("mlp.gate_up_proj"),
+                    &["gate_proj", "up_proj"],
+                    &[ff, ff],
+                );
                 Layer {
+                    window: window(&config, n),
                     attention_norm: weights.vector(&name("input_layernorm.weight")).unwrap(),
                     q: weights.linear(&name("self_attn.q_proj")).unwrap(),
                     k: weights.linear(&name("self_attn.k_proj")).unwrap(),
@@ -125,7 +151,7 @@ impl Textbook {
 
         Ok(Self {
             heads,
-            kv_heads: number("num_key_value_heads").unwrap_or(heads),
+            kv_heads,
             head_dim: head_dim(&config),
             eps: config["rms_norm_eps"].as_f64().unwrap(),
             rope,
@@ -137,20 +163,7 @@ impl Textbook {
         })
     }
 
-    /// Replaces the inverse frequencies, and what multiplies cos and sin.
-    pub fn set_rope(&mut self, inv_freq: &[f32], multiplier: f64) {
-        assert_eq!(
-            inv_freq.len(),
-            self.head_dim / 2,
-            "one frequency per pair of channels"
-        );
-        self.rope = Rope {
-            inv_freq: inv_freq.to_vec(),
-            multiplier,
-        };
-    }
-
-    /// The inverse frequencies `[head_dim / 2]`, and what multiplies cos and sin.
+    /// The inverse frequencies, one for each pair of channels that rotates, and what multiplies cos and sin.
     pub fn rope(&self) -> (&[f32], f64) {
         (&self.rope.inv_freq, self.rope.multiplier)
     }
@@ -193,18 +206,21 @@ impl Textbook {
 
             let mut n = 0;
             for row in rows {
-                let keys = row
-                    .view
-                    .iter()
-                    .map(|seen| self.rope.rotate(&kept[seen.token].k, seen.position));
+                let keys = row.view.iter().map(|seen| {
+                    self.rope
+                        .rotate(&kept[seen.token].k, self.head_dim, seen.position)
+                });
                 let keys: Vec<_> = keys.collect();
                 for _ in &row.tokens {
                     let position = position_of(first + n, &row.view);
                     let q =
                         norm_heads(layer.q.apply(&normed[n]), layer.q_norm.as_deref(), self.eps);
-                    let q = self.rope.rotate(&q, position);
+                    let q = self.rope.rotate(&q, self.head_dim, position);
                     let past: Vec<_> = zip(&row.view, &keys)
                         .filter(|(seen, _)| seen.position <= position)
+                        .filter(|(seen, _)| {
+                            layer.window.is_none_or(|w| position - seen.position < w)
+                        })
                         .map(|(seen, k)| (k.as_slice(), kept[seen.token].v.as_slice()))
                         .collect();
                     let attended = attend(&q, &past, self.heads, self.kv_heads);
@@ -233,7 +249,8 @@ impl Textbook {
 
     /// The key of a token as it looks at a position, `[kv_heads, head_dim]`.
     pub fn key(&self, layer: usize, token: usize, position: usize) -> Vec<f64> {
-        self.rope.rotate(&self.kept[layer][token].k, position)
+        let k = &self.kept[layer][token].k;
+        self.rope.rotate(k, self.head_dim, position)
     }
 
     /// The value of a token, `[kv_heads, head_dim]`.
@@ -269,7 +286,7 @@ impl Linear {
     }
 }
 
-/// Rotary embedding of the pairs `(i, i + head_dim / 2)`.
+/// Rotary embedding of the pairs `(i, i + n)` of a head, of which there are n; the channels behind them stay.
 #[derive(Clone, Debug)]
 struct Rope {
     inv_freq: Vec<f32>, // rounded to f32 as transformers keeps them; angles are f64
@@ -277,10 +294,10 @@ struct Rope {
 }
 
 impl Rope {
-    fn rotate(&self, heads: &[f64], position: usize) -> Vec<f64> {
+    fn rotate(&self, heads: &[f64], head_dim: usize, position: usize) -> Vec<f64> {
         let half = self.inv_freq.len();
         let mut out = heads.to_vec();
-        for head in out.chunks_mut(2 * half) {
+        for head in out.chunks_mut(head_dim) {
             for (i, &inv_freq) in self.inv_freq.iter().enumerate() {
                 let (sin, cos) = (position as f64 * f64::from(inv_freq)).sin_cos();
                 let (a, b) = (head[i], head[i + half]);
@@ -291,7 +308,7 @@ impl Rope {
         out
     }
 
-    fn from_config(config: &Value) -> Result<Self, String> {
+    fn from_config(config: &Value, context: usize) -> Result<Self, String> {
         // `rope_parameters` since transformers 5, `rope_scaling` (or null) before.
         let rope = [&config["rope_parameters"], &config["rope_scaling"]];
         let rope = rope
@@ -303,17 +320,13 @@ impl Rope {
             .as_str()
             .or(rope["type"].as_str())
             .unwrap_or("default");
-        if number("partial_rotary_factor").is_some_and(|part| part < 1.0) {
-            return Err("partial rotary embedding".to_owned());
-        }
-
-        let dim = head_dim(config) as f64;
+        let part = number("partial_rotary_factor").unwrap_or(1.0);
+        let dim = (part * head_dim(config) as f64).floor();
         let theta = number("rope_theta").unwrap_or(10_000.0);
-        let plain = (0..head_dim(config) / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
+        let pairs = (0..head_dim(config) / 2).filter(|&i| ((2 * i) as f64) < dim);
+        let plain = pairs.map(|i| theta.powf(-2.0 * i as f64 / dim));
         let longest = number("max_position_embeddings").unwrap_or(2048.0);
-        let original = rope["original_max_position_embeddings"]
-            .as_f64()
-            .unwrap_or(longest);
+        let original = number("original_max_position_embeddings").unwrap_or(longest);
         let factor = rope["factor"].as_f64().unwrap_or(longest / original);
         let or = |key: &str, default: f64| rope[key].as_f64().unwrap_or(default);
 
@@ -365,6 +378,22 @@ impl Rope {
                     },
                 );
                 plain.enumerate().map(slow).collect()
+            }
+            "longrope" => {
+                let grown = (factor.ln() / original.ln() + 1.0).sqrt();
+                multiplier = or("attention_factor", if factor > 1.0 { grown } else { 1.0 });
+                let table = match context as f64 > original {
+                    true => &rope["long_factor"],
+                    false => &rope["short_factor"],
+                };
+                let factors = table
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|f| f.as_f64().unwrap());
+                zip(plain, factors)
+                    .map(|(inv, factor)| inv / factor)
+                    .collect()
             }
             other => return Err(format!("rope type {other}")),
         };
@@ -442,14 +471,11 @@ fn head_dim(config: &Value) -> usize {
 /// Refuses what the textbook does not teach: a silent guess would be worse than no opinion.
 fn supported(config: &Value) -> Result<(), String> {
     let model_type = config["model_type"].as_str().unwrap_or("none");
-    if !["qwen2", "qwen3", "llama"].contains(&model_type) {
+    if !["qwen2", "qwen3", "llama", "mistral", "phi3"].contains(&model_type) {
         return Err(format!("model type {model_type}"));
     }
     if !config["quantization_config"].is_null() {
         return Err("quantised weights".to_owned());
-    }
-    if config["use_sliding_window"] == Value::Bool(true) {
-        return Err("sliding window".to_owned());
     }
     match config["hidden_act"].as_str() {
         None | Some("silu") => Ok(()),
@@ -457,11 +483,50 @@ fn supported(config: &Value) -> Result<(), String> {
     }
 }
 
+/// How many tokens a layer sees, if not all.
+fn window(config: &Value, layer: usize) -> Option<usize> {
+    let number = |key: &str| usize::try_from(config[key].as_u64()?).ok();
+    let slides = match (&config["layer_types"][layer], config["model_type"].as_str()) {
+        (Value::String(kind), _) => kind == "sliding_attention",
+        (_, Some("mistral" | "phi3")) => true,
+        (_, Some("qwen2" | "qwen3")) => {
+            config["use_sliding_window"] == Value::Bool(true)
+                && layer >= number("max_window_layers").unwrap_or(28)
+        }
+        _ => false,
+    };
+    number("sliding_window").filter(|_| slides)
+}
+
 struct Weights(HashMap<String, (Vec<usize>, Vec<f64>)>);
 
 impl Weights {
     fn vector(&mut self, name: &str) -> Option<Vec<f64>> {
         self.0.remove(name).map(|(_, data)| data)
+    }
+
+    /// Cuts a module that holds several, rows below rows, where there is one: `parts` take its place.
+    fn cut(&mut self, whole: &str, parts: &[&str], sizes: &[usize]) {
+        let (prefix, _) = whole.rsplit_once('.').unwrap();
+        for end in ["weight", "bias"] {
+            let Some((shape, data)) = self.0.remove(&format!("{whole}.{end}")) else {
+                continue;
+            };
+            assert_eq!(
+                shape[0],
+                sizes.iter().sum::<usize>(),
+                "{whole}: rows of all parts"
+            );
+            let cols: usize = shape[1..].iter().product();
+            let mut rest = data.as_slice();
+            for (part, &rows) in zip(parts, sizes) {
+                let (mine, others) = rest.split_at(rows * cols);
+                let shape = [&[rows], &shape[1..]].concat();
+                self.0
+                    .insert(format!("{prefix}.{part}.{end}"), (shape, mine.to_vec()));
+                rest = others;
+            }
+        }
     }
 
     fn linear(&mut self, name: &str) -> Option<Linear> {

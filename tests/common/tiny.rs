@@ -25,6 +25,16 @@ pub struct TinyModel {
     /// Biases of q, k and v: makes it a Qwen2, unless there are norms as well.
     pub bias: bool,
     pub tied: bool,
+    /// Queries, keys and values in one tensor, gate and up in one: makes it a Phi-3, unless it has norms or
+    /// biases.
+    pub fused: bool,
+    /// Share of each head's channels that rotates, the first ones.
+    pub rotary: f64,
+    /// Tokens that a layer sees: makes it a Mistral, unless it is another by now. Of Qwen2 and Qwen3, layer
+    /// 0 sees everything.
+    pub window: Option<usize>,
+    /// Whether `config.json` is spelled as transformers 5 does it.
+    pub new_config: bool,
     /// `F32`, `F16` or `BF16`.
     pub dtype: Dtype,
     pub rope: TinyRope,
@@ -35,6 +45,7 @@ pub enum TinyRope {
     Default,
     Llama3 { factor: f64, original: usize },
     Yarn { factor: f64, original: usize },
+    LongRope { factor: f64, original: usize },
 }
 
 impl Default for TinyModel {
@@ -50,6 +61,10 @@ impl Default for TinyModel {
             qk_norm: false,
             bias: false,
             tied: false,
+            fused: false,
+            rotary: 1.0,
+            window: None,
+            new_config: false,
             dtype: Dtype::F32,
             rope: TinyRope::Default,
         }
@@ -75,9 +90,13 @@ impl TinyModel {
         let (model_type, architecture) = match self {
             Self { qk_norm: true, .. } => ("qwen3", "Qwen3ForCausalLM"),
             Self { bias: true, .. } => ("qwen2", "Qwen2ForCausalLM"),
+            Self { fused: true, .. } => ("phi3", "Phi3ForCausalLM"),
+            Self {
+                window: Some(_), ..
+            } => ("mistral", "MistralForCausalLM"),
             _ => ("llama", "LlamaForCausalLM"),
         };
-        let rope_scaling = match self.rope {
+        let mut rope_scaling = match self.rope {
             TinyRope::Default => Value::Null,
             TinyRope::Llama3 { factor, original } => json!({
                 "rope_type": "llama3",
@@ -91,6 +110,10 @@ impl TinyModel {
                 "factor": factor,
                 "original_max_position_embeddings": original,
             }),
+            TinyRope::LongRope { .. } => {
+                let [short, long] = self.factors();
+                json!({"type": "longrope", "short_factor": short, "long_factor": long})
+            }
         };
         let torch_dtype = match self.dtype {
             Dtype::F32 => "float32",
@@ -98,7 +121,8 @@ impl TinyModel {
             Dtype::BF16 => "bfloat16",
             other => panic!("no tiny model in {other:?}"),
         };
-        json!({
+        let switched = self.bias || self.qk_norm;
+        let mut config = json!({
             "architectures": [architecture],
             "model_type": model_type,
             "hidden_size": self.hidden,
@@ -112,14 +136,52 @@ impl TinyModel {
             "attention_bias": self.bias,
             "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
-            "rope_theta": 10_000.0,
-            "rope_scaling": rope_scaling,
             "max_position_embeddings": self.max_position(),
-            "use_sliding_window": false,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "torch_dtype": torch_dtype,
-        })
+        });
+        if let TinyRope::LongRope { original, .. } = self.rope {
+            config["original_max_position_embeddings"] = original.into();
+        }
+        config["sliding_window"] = self.window.into();
+        if switched || self.window.is_none() {
+            config["use_sliding_window"] = self.window.is_some().into();
+        }
+        if self.new_config {
+            config["dtype"] = torch_dtype.into();
+            if rope_scaling.is_null() {
+                rope_scaling = json!({"rope_type": "default"});
+            } else if let Some(name) = rope_scaling["type"].take().as_str() {
+                rope_scaling["rope_type"] = name.into();
+            }
+            rope_scaling["rope_theta"] = json!(10_000.0);
+            rope_scaling["partial_rotary_factor"] = self.rotary.into();
+            config["rope_parameters"] = rope_scaling;
+            let kind = |layer| match self.window {
+                Some(_) if layer > 0 || !switched => "sliding_attention",
+                _ => "full_attention",
+            };
+            config["layer_types"] = (0..self.layers).map(kind).collect();
+        } else {
+            config["torch_dtype"] = torch_dtype.into();
+            config["rope_theta"] = json!(10_000.0);
+            config["rope_scaling"] = rope_scaling;
+            config["partial_rotary_factor"] = self.rotary.into();
+            config["max_window_layers"] = 1.into();
+        }
+        config
+    }
+
+    /// Both tables of `LongRoPE`, which no two pairs of channels share a number of.
+    fn factors(&self) -> [Vec<f64>; 2] {
+        let pairs = || {
+            (0..self.head_dim / 2)
+                .filter(|i| (2 * i) as f64 + 1.5 < self.rotary * self.head_dim as f64)
+        };
+        [
+            pairs().map(|i| 1.0 + 0.05 * i as f64).collect(),
+            pairs().map(|i| 1.5 + 0.75 * i as f64).collect(),
+        ]
     }
 
     /// Some loaders take `max / original` for the factor, so that the two must agree.
@@ -131,9 +193,9 @@ impl TinyModel {
     fn max_position(&self) -> usize {
         match self.rope {
             TinyRope::Default => 4096,
-            TinyRope::Llama3 { factor, original } | TinyRope::Yarn { factor, original } => {
-                (factor * original as f64) as usize
-            }
+            TinyRope::Llama3 { factor, original }
+            | TinyRope::Yarn { factor, original }
+            | TinyRope::LongRope { factor, original } => (factor * original as f64) as usize,
         }
     }
 
@@ -216,6 +278,11 @@ impl TinyModel {
             put(name("mlp.up_proj.weight"), &[ff, hidden], 0.0, keep(hidden));
             put(name("mlp.down_proj.weight"), &[hidden, ff], 0.0, keep(ff));
         }
+        if self.fused {
+            for layer in 0..self.layers {
+                fuse(&mut tensors, layer);
+            }
+        }
         tensors
     }
 
@@ -226,6 +293,28 @@ impl TinyModel {
             Dtype::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
             Dtype::BF16 => bf16::from_f64(x).to_le_bytes().to_vec(),
             other => panic!("no tiny model in {other:?}"),
+        }
+    }
+}
+
+/// Puts the tensors of a layer that Phi-3 has as one below each other, in its order.
+fn fuse(tensors: &mut BTreeMap<String, (Vec<usize>, Vec<u8>)>, layer: usize) {
+    for (whole, parts) in [
+        (
+            "self_attn.qkv_proj",
+            &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"][..],
+        ),
+        ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+    ] {
+        for end in ["weight", "bias"] {
+            let name = |module: &str| format!("model.layers.{layer}.{module}.{end}");
+            let found = parts.iter().filter_map(|part| tensors.remove(&name(part)));
+            let joined = found.reduce(|(mut shape, mut bytes), (more, rest)| {
+                shape[0] += more[0];
+                bytes.extend(rest);
+                (shape, bytes)
+            });
+            tensors.extend(joined.map(|joined| (name(whole), joined)));
         }
     }
 }

@@ -72,6 +72,7 @@ pub mod cli;
 pub mod demo;
 pub mod device;
 pub mod error;
+mod files;
 pub mod hub;
 pub mod model;
 pub mod ops;

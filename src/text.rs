@@ -8,13 +8,13 @@
 //! [`Text::encode_plain`], [`Text::encode_as_input`] or [`Text::render_chat`], which recognise none
 //! that steers a model.
 
+pub mod child;
 mod guard;
 pub mod template;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tokenizers::Model as _;
@@ -24,6 +24,7 @@ use tokenizers::{
 };
 
 use crate::caught::caught;
+use crate::files::read_small;
 use crate::{Error, Result, TokenId};
 
 pub use template::Date;
@@ -32,6 +33,12 @@ pub use template::Date;
 pub const MAX_TOKENIZER: u64 = 64 << 20;
 /// Longest configuration file that is read, in bytes.
 pub const MAX_CONFIG: u64 = 1 << 20;
+/// JSON values that a `tokenizer.json` may hold; the largest published ones have some two million.
+const MAX_VALUES: usize = 4_000_000;
+/// Bytes of its longest text; that of the largest table of normalisation has less than a third.
+const MAX_STRING: usize = 1 << 20;
+/// The file of the vocabulary.
+const TOKENIZER: &str = "tokenizer.json";
 /// Times that the rules of a tokenizer may make a text longer; published ones have 12 and less.
 const MAX_GROWTH: usize = 64;
 /// What is said where the tokenizer library panics.
@@ -50,6 +57,7 @@ pub struct Text {
     /// Id that stands for unknown characters.
     unknown: Option<TokenId>,
     template: Option<Template>,
+    renderer: Box<Renderer>,
     /// `bos_token`, `eos_token`, …: variables of the template.
     named: Map<String, Value>,
     bos: Option<TokenId>,
@@ -62,6 +70,11 @@ struct Template {
     source: String,
 }
 
+/// What renders a chat template: its name for messages, its source, its variables, the day.
+///
+/// [`template::render`] does it in this process, [`child::render`] in one that can be ended.
+pub type Renderer = dyn Fn(&str, &str, &Value, Date) -> Result<String> + Send + Sync;
+
 /// One user message, to be rendered with a chat template.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chat<'a> {
@@ -69,8 +82,6 @@ pub struct Chat<'a> {
     pub user: &'a str,
     /// A system message before it.
     pub system: Option<&'a str>,
-    /// Protocol text that follows the rendered prompt; it may hold control tokens.
-    pub suffix: &'a str,
     /// The template's `enable_thinking`, where it is to be set.
     pub thinking: Option<bool>,
     /// What the template's `strftime_now` tells.
@@ -96,16 +107,15 @@ impl Text {
     /// [`Error::Io`] or [`Error::BadFile`] when a file is missing, too long or damaged;
     /// [`Error::Template`] when the template is too long or none of several is the default.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        let bytes = read(&path, MAX_TOKENIZER)?.ok_or_else(|| {
+        let (_, bytes) = read_small(dir, TOKENIZER, MAX_TOKENIZER)?.ok_or_else(|| {
             Error::bad(
-                &path,
+                dir.join(TOKENIZER),
                 "file",
                 "it does not exist; a model directory needs a tokenizer in Hugging Face's format",
             )
         })?;
-        let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let map = read_object(&dir.join("special_tokens_map.json"))?;
+        let config = read_object(dir, "tokenizer_config.json")?;
+        let map = read_object(dir, "special_tokens_map.json")?;
 
         let template = find_template(dir, &config)?;
         Self::new(dir, &bytes, &config, &map, template)
@@ -128,15 +138,16 @@ impl Text {
         map: &Map<String, Value>,
         template: Option<Template>,
     ) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        let path = dir.join(TOKENIZER);
+        check_values(&path, bytes)?;
         let mut tokenizer = caught(|| Tokenizer::from_bytes(bytes))
             .ok_or_else(|| Error::bad(&path, "contents", GAVE_UP))?
-            .map_err(|e| Error::bad(&path, "contents", e.to_string()))?;
+            .map_err(|e| Error::bad(&path, "contents", shortened(&e)))?;
         check_growth(&path, &tokenizer)?;
         without_dropout(&mut tokenizer);
         tokenizer
             .with_truncation(None)
-            .map_err(|e| Error::bad(&path, "truncation", e.to_string()))?;
+            .map_err(|e| Error::bad(&path, "truncation", shortened(&e)))?;
         tokenizer.with_padding(None);
         add_declared_tokens(&mut tokenizer, config).map_err(|e| {
             Error::bad(dir.join("tokenizer_config.json"), "added_tokens_decoder", e)
@@ -155,7 +166,7 @@ impl Text {
         // A decoder that cannot write some tokens would lose text without a word.
         caught(|| tokenizer.decode(&sample, false))
             .ok_or_else(|| Error::bad(&path, "decoder", GAVE_UP))?
-            .map_err(|e| Error::bad(&path, "decoder", e.to_string()))?;
+            .map_err(|e| Error::bad(&path, "decoder", shortened(&e)))?;
 
         let (mut control, mut ordinary) = (Vec::new(), Vec::new());
         let mut control_ids = HashSet::new();
@@ -174,7 +185,7 @@ impl Text {
         let mut plain = AddedVocabulary::new();
         plain
             .add_tokens(ordinary, tokenizer.get_model(), tokenizer.get_normalizer())
-            .map_err(|e| Error::bad(&path, "added_tokens", e.to_string()))?;
+            .map_err(|e| Error::bad(&path, "added_tokens", shortened(&e)))?;
 
         let unknown = match tokenizer.get_model() {
             ModelWrapper::BPE(bpe) => bpe.get_unk_token().clone(),
@@ -190,6 +201,7 @@ impl Text {
             control_ids,
             unknown,
             template,
+            renderer: Box::new(template::render),
             named,
             bos,
             eos,
@@ -202,6 +214,18 @@ impl Text {
     pub fn without_chat_template(self) -> Self {
         Self {
             template: None,
+            ..self
+        }
+    }
+
+    /// The same tokenizer, whose chat template is rendered in another way.
+    #[must_use]
+    pub fn with_renderer(
+        self,
+        renderer: impl Fn(&str, &str, &Value, Date) -> Result<String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            renderer: Box::new(renderer),
             ..self
         }
     }
@@ -345,16 +369,19 @@ impl Text {
         self.template.is_some()
     }
 
-    /// Tokens of a prompt that holds one user message and asks for the assistant's turn.
-    ///
-    /// Whatever the message holds, no control token comes from it. A message that names none gets
-    /// exactly the tokens of the whole rendered text. A template that takes a message apart and puts
-    /// it together anew could still form one; published templates do not.
+    /// Whether the model writes its thoughts between `<think>` and `</think>`: its vocabulary has the
+    /// tag, or its chat template speaks of it.
+    pub fn knows_thoughts(&self) -> bool {
+        let told = |template: &Template| template.source.contains("<think>");
+        self.id_of("<think>").is_some() || self.template.as_ref().is_some_and(told)
+    }
+
+    /// A prompt that holds one user message and asks for the assistant's turn.
     ///
     /// # Errors
     /// [`Error::Template`] when there is no template or it fails, [`Error::Limit`] when the message
     /// is too long, [`Error::Tokenizer`] when the tokenizer refuses the text.
-    pub fn render_chat(&self, chat: &Chat<'_>) -> Result<Vec<TokenId>> {
+    pub fn render_chat(&self, chat: &Chat<'_>) -> Result<Prompt> {
         let template = self.template.as_ref().ok_or_else(|| Error::Template {
             what: "chat template".to_owned(),
             problem: "the model directory has none; give the prompt as plain text".to_owned(),
@@ -374,25 +401,31 @@ impl Text {
         if let Some(thinking) = chat.thinking {
             context.insert("enable_thinking".to_owned(), Value::Bool(thinking));
         }
-        let mut rendered = template::render(
-            &template.what,
-            &template.source,
-            &Value::Object(context),
-            chat.today,
-        )?;
-        rendered.push_str(chat.suffix);
+        let context = Value::Object(context);
+        let marked = (self.renderer)(&template.what, &template.source, &context, chat.today)?;
+        Ok(Prompt { marked, marks })
+    }
 
-        let mut ids = Vec::new();
-        let mut rest = rendered.as_str();
-        while let Some((at, marker, text)) = marks.next_in(rest) {
-            if at > 0 {
-                ids.extend(self.encode(&rest[..at])?);
+    /// Tokens of a rendered prompt and of protocol text after it.
+    ///
+    /// Whatever the user's message holds, no control token comes from it. A message that names none gets
+    /// exactly the tokens of the whole text. A template that takes a message apart and puts it together
+    /// anew could still form one; published templates do not.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the tokenizer refuses the text.
+    pub fn encode_chat(&self, prompt: &Prompt, suffix: &str) -> Result<Vec<TokenId>> {
+        let whole = format!("{}{suffix}", prompt.marked);
+        let (mut ids, mut from) = (Vec::new(), 0);
+        for (at, marker, text) in prompt.marks.found_in(&prompt.marked) {
+            if at > from {
+                ids.extend(self.encode(&whole[from..at])?);
             }
             ids.extend(self.encode_plain(text)?);
-            rest = &rest[at + marker.len_utf8()..];
+            from = at + marker.len_utf8();
         }
-        if !rest.is_empty() {
-            ids.extend(self.encode(rest)?);
+        if from < whole.len() {
+            ids.extend(self.encode(&whole[from..])?);
         }
         Ok(ids)
     }
@@ -450,7 +483,23 @@ fn is_control(token: &AddedToken, in_model: bool) -> bool {
     token.special || !in_model || tag
 }
 
+/// A rendered chat: text of the protocol in which the user's words steer nothing.
+#[derive(Debug)]
+pub struct Prompt {
+    /// The text, with a marker for every stretch of the user's that would be a control token.
+    marked: String,
+    marks: Marks,
+}
+
+impl Prompt {
+    /// Whether the template itself ended the prompt with this, white space aside.
+    pub fn ends_with(&self, protocol: &str) -> bool {
+        self.marked.trim_end().ends_with(protocol)
+    }
+}
+
 /// Characters that stand for marked stretches of user text while a template renders.
+#[derive(Debug)]
 struct Marks {
     taken: HashSet<char>,
     next: u32,
@@ -462,7 +511,7 @@ impl Marks {
     const LAST: u32 = 0x10_FFFD;
 
     fn new(template: &str, chat: &Chat<'_>) -> Self {
-        let texts = [template, chat.user, chat.system.unwrap_or(""), chat.suffix];
+        let texts = [template, chat.user, chat.system.unwrap_or("")];
         let taken = texts
             .iter()
             .flat_map(|text| text.chars())
@@ -496,11 +545,12 @@ impl Marks {
         ))
     }
 
-    fn next_in(&self, text: &str) -> Option<(usize, char, &str)> {
-        if self.marked.is_empty() {
-            return None;
-        }
-        text.char_indices().find_map(|(at, c)| {
+    /// Every marker of a text: where it is, the marker, what it stands for.
+    fn found_in<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, char, &'a str)> {
+        let marks = text
+            .char_indices()
+            .filter(|&(_, c)| u32::from(c) >= Self::FIRST);
+        marks.filter_map(|(at, c)| {
             let (_, marked) = self.marked.iter().find(|(marker, _)| *marker == c)?;
             Some((at, c, marked.as_str()))
         })
@@ -510,9 +560,44 @@ impl Marks {
 /// Asks the tokenizer library, which panics on some files that it has read without complaint.
 fn asked<T>(call: impl FnOnce() -> std::result::Result<T, tokenizers::Error>) -> Result<T> {
     match caught(call) {
-        Some(answer) => answer.map_err(|e| Error::Tokenizer(e.to_string())),
+        Some(answer) => answer.map_err(|e| Error::Tokenizer(shortened(&e))),
         None => Err(Error::Tokenizer(GAVE_UP.to_owned())),
     }
+}
+
+/// Refuses a file whose values would take more memory or time than any vocabulary needs, before they do.
+fn check_values(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (mut values, mut longest) = (0, 0);
+    let mut opened: Option<usize> = None;
+    let mut escaped = false;
+    for (at, byte) in bytes.iter().enumerate() {
+        match (opened, byte) {
+            (Some(_), _) if escaped => escaped = false,
+            (Some(_), b'\\') => escaped = true,
+            (Some(from), b'"') => {
+                longest = longest.max(at - from);
+                opened = None;
+            }
+            (None, b'"') => opened = Some(at),
+            (None, b',' | b'[' | b'{') => values += 1,
+            _ => {}
+        }
+    }
+    let problem = if values > MAX_VALUES {
+        format!("more than {MAX_VALUES} values; no published file comes near")
+    } else if longest > MAX_STRING {
+        format!("a text of {longest} bytes; {MAX_STRING} are accepted")
+    } else {
+        return Ok(());
+    };
+    Err(Error::bad(path, "contents", problem))
+}
+
+/// What a library says, which may repeat a whole file.
+fn shortened(message: &impl fmt::Display) -> String {
+    let message = message.to_string();
+    let end = message.floor_char_boundary(300);
+    message[..end].replace(char::is_control, " ")
 }
 
 /// Refuses rules that could make a short text endless.
@@ -571,43 +656,18 @@ fn without_dropout(tokenizer: &mut Tokenizer) {
     }
 }
 
-/// The whole file, or none where it does not exist.
-fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path)(e)),
-    };
-    let about = file.metadata().map_err(Error::io(path))?;
-    if !about.is_file() {
-        return Err(Error::bad(path, "file", "it is not a regular file"));
+fn read_object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
+    match read_small(dir, name, MAX_CONFIG)? {
+        Some((path, bytes)) => parse_object(&path, &bytes),
+        None => Ok(Map::new()),
     }
-    let mut bytes = Vec::new();
-    file.take(max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path))?;
-    if bytes.len() as u64 > max {
-        return Err(Error::bad(
-            path,
-            "length",
-            format!("more than {max} bytes; no published file comes near"),
-        ));
-    }
-    Ok(Some(bytes))
-}
-
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let Some(bytes) = read(path, MAX_CONFIG)? else {
-        return Ok(Map::new());
-    };
-    parse_object(path, &bytes)
 }
 
 fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::bad(path, "contents", "it is not a JSON object")),
-        Err(e) => Err(Error::bad(path, "contents", e.to_string())),
+        Err(e) => Err(Error::bad(path, "contents", shortened(&e))),
     }
 }
 
@@ -626,9 +686,11 @@ fn add_declared_tokens(
         .collect();
     let mut missing = Vec::new();
     for (id, token) in declared {
-        let id: TokenId = id.parse().map_err(|_| format!("'{id}' is no token id"))?;
-        let token: AddedToken =
-            serde_json::from_value(token.clone()).map_err(|e| format!("token {id}: {e}"))?;
+        let id: TokenId = id
+            .parse()
+            .map_err(|_| format!("'{}' is no token id", shortened(id)))?;
+        let token: AddedToken = serde_json::from_value(token.clone())
+            .map_err(|e| format!("token {id}: {}", shortened(&e)))?;
         if !known.contains(&token.content) {
             missing.push((id, token));
         }
@@ -655,15 +717,13 @@ fn named_tokens(config: &Map<String, Value>, map: &Map<String, Value>) -> Map<St
 }
 
 fn find_template(dir: &Path, config: &Map<String, Value>) -> Result<Option<Template>> {
-    let utf8 = |path: &PathBuf, bytes: Vec<u8>| {
-        String::from_utf8(bytes).map_err(|_| Error::bad(path, "contents", "it is not UTF-8"))
-    };
-    let path = dir.join("chat_template.jinja");
-    let found = if let Some(bytes) = read(&path, MAX_CONFIG)? {
-        Some((path.clone(), utf8(&path, bytes)?))
+    let found = if let Some((path, bytes)) = read_small(dir, "chat_template.jinja", MAX_CONFIG)? {
+        let source = String::from_utf8(bytes)
+            .map_err(|_| Error::bad(&path, "contents", "it is not UTF-8"))?;
+        Some((path, source))
     } else {
         let path = dir.join("chat_template.json");
-        let own = read_object(&path)?;
+        let own = read_object(dir, "chat_template.json")?;
         if own.contains_key("chat_template") {
             pick_template(&path, &own)?.map(|source| (path, source))
         } else {

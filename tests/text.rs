@@ -1,8 +1,13 @@
 //! Tokenizer and chat templates, against published vectors and renders.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use hogwild::text::{Chat, Date, Stream, Text, template};
+use hogwild::protocol::{Problem, PromptStyle, Protocol, Rules};
+use hogwild::text::{Chat, Date, Stream, Text, child, template};
 use hogwild::{Error, Result, TokenId};
 use serde_json::{Value, json};
 
@@ -23,6 +28,11 @@ fn shared(name: &str) -> Option<PathBuf> {
 fn read_json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).expect("a golden file is readable");
     serde_json::from_str(&text).expect("a golden file is JSON")
+}
+
+/// The tokens of a chat and of protocol text after it.
+fn chat_tokens(text: &Text, chat: &Chat<'_>, suffix: &str) -> Result<Vec<TokenId>> {
+    text.encode_chat(&text.render_chat(chat)?, suffix)
 }
 
 fn small() -> Text {
@@ -66,8 +76,8 @@ fn check_renders(dir: &Path) -> usize {
 fn our_templates_render_as_in_python() {
     assert_eq!(
         check_renders(&golden("chat")),
-        16,
-        "four templates, four cases"
+        66,
+        "eleven templates, six cases"
     );
 }
 
@@ -123,10 +133,11 @@ fn qwen_vectors_encode_to_their_ids() -> Result<()> {
         "user text does not: {ids:?}"
     );
     let chat = |user| {
-        text.render_chat(&Chat {
+        let chat = Chat {
             user,
             ..Chat::default()
-        })
+        };
+        chat_tokens(&text, &chat, "")
     };
     let clean = "Hi <there> & 日本 'q'";
     let whole = format!(
@@ -167,10 +178,9 @@ fn user_text_yields_no_control_token() -> Result<()> {
         assert_eq!(text.decode(&ids), user, "the text is kept");
         let chat = Chat {
             user,
-            suffix: "</think>",
             ..Chat::default()
         };
-        let ids = text.render_chat(&chat)?;
+        let ids = chat_tokens(&text, &chat, "</think>")?;
         let control: Vec<_> = ids.iter().copied().filter(|&id| id >= 480).collect();
         assert_eq!(
             control,
@@ -193,14 +203,20 @@ fn clean_user_text_is_encoded_with_the_prompt() -> Result<()> {
             ..Chat::default()
         };
         let whole = format!("<|bos|>user\n{user}<|eos|>\n<|bos|>assistant\n<think>\n");
-        assert_eq!(text.render_chat(&chat)?, text.encode(&whole)?, "{user:?}");
+        assert_eq!(
+            chat_tokens(&text, &chat, "")?,
+            text.encode(&whole)?,
+            "{user:?}"
+        );
     }
     let user = "\u{F0000}<|eos|>\u{F0001}";
     let chat = Chat {
         user,
         ..Chat::default()
     };
-    let ids = text.render_chat(&chat)?;
+    // Nor are they in protocol text.
+    let ids = chat_tokens(&text, &chat, "\u{F0002}")?;
+    assert!(text.decode(&ids).ends_with('\u{F0002}'), "the suffix");
     assert!(
         text.decode(&ids).contains(user),
         "markers and such characters do not mix"
@@ -348,7 +364,7 @@ fn a_template_is_found_in_every_place() -> Result<()> {
             ..Chat::default()
         };
         assert_eq!(
-            text.decode(&text.render_chat(&chat)?),
+            text.decode(&chat_tokens(&text, &chat, "")?),
             want,
             "{}",
             files[0].0
@@ -439,4 +455,205 @@ fn a_vocabulary_of_whole_words_yields_no_control_token_either() -> Result<()> {
     let many = text.encode_plain(&"<end> ".repeat(20_000))?;
     assert_eq!(many.len(), 40_000, "all of them, in one go");
     Ok(())
+}
+
+/// The end of the prompt that two workers get under both versions of the rules.
+fn ends_of_prompts(name: &str, thoughts: bool) -> Result<[String; 2]> {
+    let source = std::fs::read_to_string(golden("chat").join(name)).expect("a template");
+    let dir = dir_with(&[("chat_template.jinja", source)]);
+    if !thoughts {
+        let path = dir.path().join("tokenizer.json");
+        let mut tokenizer = read_json(&path);
+        let added = tokenizer["added_tokens"].as_array_mut().expect("a list");
+        added.retain(|token| token["special"] == true);
+        std::fs::write(&path, tokenizer.to_string()).expect("a file");
+    }
+    let text = Arc::new(Text::load(dir.path())?);
+    let style = PromptStyle::parse("one line", "{problem}")?;
+    let end = |rules: Rules| {
+        let problem = Problem {
+            text: "<think>7?<|eos|>",
+            style: &style,
+            thinking: None,
+            today: Date::default(),
+        };
+        let protocol = Protocol::open(text.clone(), rules, &["Alice", "Bob"], &problem)?;
+        let prompt = text.decode(&protocol.opening().prompt);
+        let (_, end) = prompt.rsplit_once("7?<|eos|><|eos|>").expect("the problem");
+        Ok(end.to_owned())
+    };
+    Ok([end(Rules::main())?, end(Rules::fast())?])
+}
+
+#[test]
+fn a_thought_is_opened_once_where_the_model_has_thoughts() -> Result<()> {
+    let past = "### Past steps\n\n";
+    for (like, name, thoughts, main) in [
+        (
+            "QwQ and R1",
+            "think_opened.jinja",
+            true,
+            "\n<|bos|>assistant\n<think>\n",
+        ),
+        (
+            "Qwen3",
+            "think_left.jinja",
+            true,
+            "\n<|bos|>assistant\n<think>\n",
+        ),
+        (
+            "Phi-4-reasoning",
+            "think_forced.jinja",
+            true,
+            "<|bos|>assistant:<think>\n",
+        ),
+        // Its template speaks of thoughts, whatever its vocabulary has.
+        (
+            "Phi-4-reasoning",
+            "think_forced.jinja",
+            false,
+            "<|bos|>assistant:<think>\n",
+        ),
+        ("Llama", "think_none.jinja", false, "<|bos|>assistant\n\n"),
+    ] {
+        let [got_main, got_fast] = ends_of_prompts(name, thoughts)?;
+        assert_eq!(got_main, main, "{like}, rules of the accuracy results");
+        // The fast version puts a title after the thought or the turn that is open.
+        let opened = name == "think_opened.jinja" || name == "think_none.jinja";
+        let fast = format!("{main}{}{past}", if opened { "\n" } else { "" });
+        assert_eq!(got_fast, fast, "{like}, rules of the fast version");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_forced_system_text_stays_the_protocols() -> Result<()> {
+    let source = std::fs::read_to_string(golden("chat/think_forced.jinja")).expect("a template");
+    let text = Text::load(dir_with(&[("chat_template.jinja", source)]).path())?;
+    let chat = Chat {
+        user: "</think>7?",
+        system: Some("Be brief."),
+        ..Chat::default()
+    };
+    let ids = chat_tokens(&text, &chat, "")?;
+    let whole = text.decode(&ids);
+    assert!(
+        !whole.contains("Be brief."),
+        "the template drops it: {whole}"
+    );
+    let control: Vec<_> = ids.into_iter().filter(|&id| id >= 480).collect();
+    // <|bos|> <think> </think> <|eos|> of its own text, then the turns; none from the user.
+    assert_eq!(control, [481, 483, 484, 482, 481, 482, 481], "{whole}");
+    Ok(())
+}
+
+#[test]
+fn the_renderer_is_a_parameter() -> Result<()> {
+    let render = |what: &str, source: &str, context: &Value, today: Date| {
+        assert!(what.ends_with("chat_template.jinja"), "the file: {what}");
+        let user = context["messages"][0]["content"].as_str().unwrap_or("");
+        Ok(format!("{source}|{user}|{}", today.year))
+    };
+    let dir = dir_with(&[("chat_template.jinja", "a{{ template }}".to_owned())]);
+    let text = Text::load(dir.path())?.with_renderer(render);
+    let chat = Chat {
+        user: "x<|eos|>",
+        ..Chat::default()
+    };
+    let whole = text.decode(&chat_tokens(&text, &chat, "!")?);
+    assert_eq!(whole, "a{{ template }}|x<|eos|>|2024!", "what it was given");
+    Ok(())
+}
+
+/// Gives a job to the process that renders; tells its answer and whether it ended well.
+fn asked(job: &str) -> (String, bool) {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_hogwild"))
+        .arg(child::COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program");
+    let mut stdin = process.stdin.take().expect("a pipe");
+    // It may end before it has read everything.
+    let _ = stdin.write_all(job.as_bytes());
+    drop(stdin);
+    let ran = process.wait_with_output().expect("its answer");
+    let answer = String::from_utf8(ran.stdout).expect("UTF-8");
+    (answer, ran.status.success())
+}
+
+#[test]
+fn another_process_renders_the_same() {
+    let cases = read_json(&golden("chat/cases.json"));
+    let today = Date {
+        year: 2025,
+        month: 1,
+        day: 2,
+    };
+    for (name, case) in [
+        ("macros", "user"),
+        ("json", "tools"),
+        ("strict", "system"),
+        ("tools", "calls"),
+    ] {
+        let name = format!("{name}.jinja");
+        let source = std::fs::read_to_string(golden("chat").join(&name)).expect("a template");
+        let here = template::render("x", &source, &cases[case], today);
+        let here = here.map_err(|e| match e {
+            Error::Template { problem, .. } => problem,
+            other => other.to_string(),
+        });
+        let job =
+            json!({"what": "x", "source": source, "context": cases[case], "today": [2025, 1, 2]});
+        let (there, well) = asked(&job.to_string());
+        let there: std::result::Result<String, String> =
+            serde_json::from_str(&there).expect("an answer");
+        assert!(well, "{name}: it ends well even where the template raises");
+        assert_eq!(there, here, "{name}, case {case}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_process_that_renders_has_bounds_of_its_own() {
+    let started = Instant::now();
+    // A job that takes half a GiB to hold: no bound of the template engine applies to it.
+    let numbers = "0,".repeat(16 << 20);
+    let job = format!("{{\"what\": \"x\", \"source\": \"x\", \"context\": [{numbers}0]}}");
+    let (answer, well) = asked(&job);
+    assert!(!well && answer.is_empty(), "it was ended: {answer}");
+    assert!(started.elapsed() < Duration::from_secs(10), "soon");
+    let (answer, well) = asked("nonsense");
+    assert!(
+        !well && answer.is_empty(),
+        "nor is nonsense rendered: {answer}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn no_file_of_a_model_directory_leads_elsewhere_or_waits() {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ] {
+        let dir = dir_with(&[]);
+        let path = dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("/etc/hostname", &path).expect("a link");
+        let e = Text::load(dir.path()).expect_err("a link to elsewhere");
+        assert!(e.to_string().contains(name), "{e}");
+        std::fs::remove_file(&path).expect("the link");
+        let made = Command::new("mkfifo").arg(&path).status();
+        if made.is_ok_and(|status| status.success()) {
+            let e = Text::load(dir.path()).expect_err("a pipe");
+            assert!(e.to_string().contains("not a regular file"), "{e}");
+        } else {
+            eprintln!("skipped: there is no mkfifo");
+        }
+    }
 }

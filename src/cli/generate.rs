@@ -20,7 +20,7 @@ use crate::session::{
     Command, Event, FORMAT, Header, Log, ModelName, OpeningIds, Raw, Reason, RulesName, Session,
     Settings, Words,
 };
-use crate::text::{Date, Text};
+use crate::text::{Date, Text, child};
 use crate::{Error, Result, TokenId};
 
 /// Longest problem, in bytes.
@@ -169,7 +169,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     };
     let problem = problem(args)?;
     let files = ModelFiles::open(directory)?;
-    let mut text = Text::load(directory)?;
+    let mut text = Text::load(directory)?.with_renderer(child::render);
     if args.no_chat_template {
         text = text.without_chat_template();
     } else if !args.raw && !text.has_chat_template() {

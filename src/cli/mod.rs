@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use crate::text::child;
 use crate::{Error, Result};
 
 /// Several workers of one language model, writing at once over one shared cache.
@@ -69,6 +70,9 @@ enum Command {
     /// List the ops and their kernels, and hold kernels to their reference
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Render a chat template for a process of this program
+    #[command(hide = true, name = child::COMMAND)]
+    RenderTemplate,
 }
 
 /// Runs a command.
@@ -84,6 +88,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Models(args) => models::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Kernels(command) => kernels::run(command),
+        Command::RenderTemplate => child::serve().map(|()| ExitCode::SUCCESS),
     }
 }
 

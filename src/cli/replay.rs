@@ -9,7 +9,7 @@ use super::print;
 use crate::demo;
 use crate::model::ModelFiles;
 use crate::session::{Event, read_log, replay};
-use crate::text::Text;
+use crate::text::{Text, child};
 use crate::{Error, Result};
 
 /// Arguments of `hogwild replay`.
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let text = Arc::new(if built_in {
         demo::text()?
     } else {
-        Text::load(&directory)?
+        Text::load(&directory)?.with_renderer(child::render)
     });
     let wanted = args.load.device.as_deref().unwrap_or(&header.device);
     let device = args.load.open_device(wanted)?;

@@ -1,16 +1,15 @@
-//! Reading of files that may be hostile: bounded in bytes, in depth, and in what they may repeat.
+//! JSON that may be hostile: bounded in depth, and in what it may repeat.
 //!
 //! Plain `serde_json` lets the last of two equal keys win, and follows 128 levels; a file that two
 //! readers understand differently is refused here instead.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+pub(super) use crate::files::{find, read_small};
 use crate::{Error, Result};
 
 /// Levels of brackets that a JSON file may open.
@@ -40,87 +39,6 @@ pub(super) fn shown(text: &str) -> String {
 /// A JSON value as part of a one-line message.
 pub(super) fn shown_value(value: &Value) -> String {
     shown(&value.to_string())
-}
-
-/// The regular file that `dir/name` means, or `None` where there is none.
-///
-/// A link is followed only in the layout of the Hugging Face cache, `snapshots/<revision>/name`,
-/// and only to a content of that repository: a folder that was unpacked from elsewhere must not
-/// be able to name other files of the machine.
-pub(super) fn find(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
-    let path = dir.join(name);
-    let meta = match fs::symlink_metadata(&path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => return Ok(None),
-        Err(e) => return Err(Error::io(path)(e)),
-    };
-    if meta.is_symlink() {
-        let Ok(target) = fs::canonicalize(&path) else {
-            return Err(Error::bad(
-                path,
-                "link",
-                "leads to a file that is not there",
-            ));
-        };
-        if !is_content(dir, &target) {
-            return Err(Error::bad(
-                path,
-                "link",
-                "leads outside of the model's own repository; put the file itself here",
-            ));
-        }
-        let meta = fs::metadata(&target).map_err(Error::io(&target))?;
-        return regular(path, &meta).map(Some);
-    }
-    regular(path, &meta).map(Some)
-}
-
-// Opening a pipe would wait for ever, so the kind is looked at before.
-fn regular(path: PathBuf, meta: &fs::Metadata) -> Result<PathBuf> {
-    if meta.is_file() {
-        Ok(path)
-    } else {
-        Err(Error::bad(path, "file", "is not a regular file"))
-    }
-}
-
-/// Whether `dir` is a snapshot in the Hugging Face cache, and `target` a content of its repository,
-/// `blobs/<tag>`, or of the store that its newer versions share between repositories,
-/// `<cache>/blobs/<2 digits>/<64 digits>`.
-fn is_content(dir: &Path, target: &Path) -> bool {
-    let is_in =
-        |folder: PathBuf| fs::canonicalize(folder).is_ok_and(|f| target.parent() == Some(&f));
-    let Ok(dir) = fs::canonicalize(dir) else {
-        return false;
-    };
-    let snapshots = dir.parent().filter(|s| s.ends_with("snapshots"));
-    let Some(repo) = snapshots.and_then(Path::parent) else {
-        return false;
-    };
-    let name = target.file_name().and_then(|name| name.to_str());
-    let digits = |name: &&str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-    let shared = name.filter(digits).zip(repo.parent());
-    is_in(repo.join("blobs"))
-        || shared.is_some_and(|(name, cache)| is_in(cache.join("blobs").join(&name[..2])))
-}
-
-/// The bytes of a small file, or `None` where there is none.
-pub(super) fn read_small(dir: &Path, name: &str, max: u64) -> Result<Option<(PathBuf, Vec<u8>)>> {
-    let Some(path) = find(dir, name)? else {
-        return Ok(None);
-    };
-    let mut bytes = Vec::new();
-    File::open(&path)
-        .map_err(Error::io(&path))?
-        .take(max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(&path))?;
-    if bytes.len() as u64 > max {
-        let problem = format!("is larger than {max} bytes, which no model needs");
-        return Err(Error::bad(path, "file length", problem));
-    }
-    Ok(Some((path, bytes)))
 }
 
 /// Checks that brackets are at most [`MAX_DEPTH`] deep and that the text is UTF-8, and gives it.

@@ -580,38 +580,33 @@ fn prompt_tokens<S: AsRef<str>>(
     problem: &Problem<'_>,
 ) -> Result<Vec<TokenId>> {
     let user = problem.style.fill(rules, names, problem.text);
-    let mut chat = Chat {
+    let chat = Chat {
         user: &user,
         system: None,
-        suffix: "",
         thinking: problem.thinking,
         today: problem.today,
     };
-    let plain = |suffix: &str| -> Result<Vec<TokenId>> {
-        let mut ids: Vec<_> = text.bos().into_iter().collect();
-        ids.extend(text.encode_plain(&user)?);
-        ids.extend(text.encode(&format!("{SEPARATOR}{suffix}"))?);
-        Ok(ids)
-    };
-    let has_template = text.has_chat_template();
+    let prompt = text.has_chat_template().then(|| text.render_chat(&chat));
+    let prompt = prompt.transpose()?;
     let mut suffix = String::new();
-    if rules.open_think && text.id_of("<think>").is_some() {
-        let opened = has_template && {
-            let ids = text.render_chat(&chat)?;
-            text.decode(&ids).trim_end().ends_with("<think>")
-        };
-        if !opened {
-            suffix.push_str("<think>");
-        }
+    // A thought opens an assistant's turn; without a template there is none.
+    let opened = prompt.as_ref().is_none_or(|p| p.ends_with("<think>"));
+    let thinks = text.knows_thoughts() && problem.thinking != Some(false);
+    if rules.open_think && thinks && !opened {
+        suffix.push_str("<think>");
+    }
+    if rules.past_steps || !suffix.is_empty() {
+        suffix.push('\n');
     }
     if rules.past_steps {
-        suffix.push('\n');
         suffix.push_str(PAST_STEPS);
         suffix.push_str(SEPARATOR);
     }
-    if !has_template {
-        return plain(&suffix);
-    }
-    chat.suffix = &suffix;
-    text.render_chat(&chat)
+    let Some(prompt) = prompt else {
+        let mut ids: Vec<_> = text.bos().into_iter().collect();
+        ids.extend(text.encode_plain(&user)?);
+        ids.extend(text.encode(&format!("{SEPARATOR}{suffix}"))?);
+        return Ok(ids);
+    };
+    text.encode_chat(&prompt, &suffix)
 }

@@ -75,7 +75,7 @@ pub struct Rules {
     pub header_own: String,
     /// Whether the prompt ends with the title of finished steps.
     pub past_steps: bool,
-    /// Whether the prompt opens a thought where the chat template did not and the vocabulary can.
+    /// Whether the prompt opens a thought where the model has them and its chat template opened none.
     pub open_think: bool,
     /// Whether the prompt says that any worker may give the final answer.
     pub final_answer: bool,
@@ -106,7 +106,7 @@ impl Rules {
             header_others: HEADER_OTHERS.to_owned(),
             header_own: HEADER_OWN.to_owned(),
             past_steps: false,
-            open_think: false,
+            open_think: true,
             final_answer: true,
             answer: AnswerKind::Number,
             finisher: FINISHER.to_owned(),
@@ -127,7 +127,6 @@ impl Rules {
             keep_open_blocks: true,
             header_others: HEADER_OTHERS.trim_start().to_owned(),
             past_steps: true,
-            open_think: true,
             final_answer: false,
             finisher_search: Search::Generated,
             finisher_stops: true,

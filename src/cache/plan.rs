@@ -585,7 +585,7 @@ mod tests {
             let sees = |row: usize, tile: &[u32], key: u32| {
                 let location = locations[tile[3] as usize * n_rows + row];
                 let (at, location) = (i64::from(tile[1] + key), i64::from(location));
-                let window = window.map_or(i64::MAX, |window| window as i64);
+                let window = window.map_or(i64::MAX, |w| i64::try_from(w).expect("small"));
                 (at <= location && location - at < window).then_some(location)
             };
             let mut item_of_pair = vec![usize::MAX; plan.n_pairs()];

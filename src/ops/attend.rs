@@ -644,6 +644,15 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
+    /// Whether a tile, with its index and its block, is not wholly before a row's window.
+    fn reaches(&self, row: &[i32], [_, first, keys, block]: &[usize; 4]) -> bool {
+        usize::try_from(row[*block]).is_ok_and(|location| {
+            self.window
+                .is_none_or(|window| location < first + keys - 1 + window)
+        })
+    }
+
+    #[expect(clippy::too_many_lines, reason = "the arguments of one dispatch")]
     fn case(&self) -> Case {
         let mut rng = Rng::named(self.name);
         let [heads, kv_heads, dim] = self.heads;
@@ -674,15 +683,10 @@ impl Scene<'_> {
             let n = ends.take_while(|&end| end <= self.split).count();
             let (chunk, later) = rest.split_at(n);
             rest = later;
-            let reaches = |row: &&[i32], tile: &[usize; 4]| {
-                let location = i64::from(row[tile[3]]);
-                let window = self.window.map_or(i64::MAX, |window| window as i64);
-                location >= 0 && location - ((tile[1] + tile[2]) as i64 - 1) < window
-            };
             // As in a plan: in front, what no row sees is left out.
             let (mut start, mut is_outside) = (0, true);
             for tile @ &[slot, first, keys, block] in chunk {
-                is_outside &= !self.locations.iter().any(|row| reaches(row, tile));
+                is_outside &= !self.locations.iter().any(|row| self.reaches(row, tile));
                 if !is_outside {
                     tiles.extend([slot, first, keys | start << 16, block].map(u32_of));
                 }

@@ -446,10 +446,12 @@ impl Rope {
             "longrope" => {
                 let grown = (factor.ln() / original.ln() + 1.0).sqrt();
                 multiplier = or("attention_factor", if factor > 1.0 { grown } else { 1.0 });
-                let table = match context as f64 > original {
-                    true => &rope["long_factor"],
-                    false => &rope["short_factor"],
-                };
+                let is_long = context as f64 > original;
+                let table = &rope[if is_long {
+                    "long_factor"
+                } else {
+                    "short_factor"
+                }];
                 let factors = table
                     .as_array()
                     .unwrap()

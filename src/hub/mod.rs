@@ -10,7 +10,8 @@
 //! .locks/models--Qwen--Qwen3-0.6B/<tag>.lock          held by who brings the content
 //! ```
 //!
-//! A model whose files are all there is used as it is, and nobody is asked. Only files that a model is loaded
+//! A model whose files are all there is used as it is, and nobody is asked (but once for small ones that
+//! another program may have left out). Only files that a model is loaded
 //! from are downloaded: configuration, tokenizer, chat template, and weights in safetensors. What comes from
 //! the network, names included, may be hostile.
 

@@ -593,9 +593,9 @@ mod tests {
                 let [first, end, first_pair, n] = [0, 1, 2, 3].map(|i| work[i] as usize);
                 assert!((1..=rows_per_work).contains(&n), "{n} rows at once");
                 assert!(n <= plan.most_pairs, "more than the most");
-                for pair in first_pair..first_pair + n {
-                    assert_eq!(item_of_pair[pair], usize::MAX, "a pair has one work item");
-                    item_of_pair[pair] = item;
+                for of_pair in &mut item_of_pair[first_pair..first_pair + n] {
+                    assert_eq!(*of_pair, usize::MAX, "a pair has one work item");
+                    *of_pair = item;
                 }
                 // Only at the front of a split tiles are left out, and no tile is there for nothing.
                 let rows = &plan.pair_rows[first_pair..first_pair + n];

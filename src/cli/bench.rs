@@ -21,6 +21,7 @@ use crate::{Error, Result};
 
 /// Arguments of `hogwild bench`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(super) struct Args {
     /// What is measured
     #[arg(value_enum, default_value_t = What::Decode)]

@@ -52,7 +52,7 @@ pub(super) struct Check {
     /// Judge this file in place of the op's shader (see shaders/README.md)
     #[arg(long, value_name = "FILE")]
     wgsl: Option<PathBuf>,
-    /// Judge only this kernel; with --wgsl, the kernel whose place the file takes
+    /// Judge only this kernel; with --wgsl, the kernel whose place the file takes (the op's last, unless named)
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
     /// `auto`, `cpu`, or part of an adapter's name
@@ -173,7 +173,7 @@ fn check(args: &Check) -> Result<ExitCode> {
     for op in ops {
         let listed = kernels_for(op, on_cpu, args.kernel.as_deref())?;
         let own = match (&args.wgsl, &source) {
-            (Some(file), Some(source)) => Some(in_place_of(listed[0], file, source)),
+            (Some(file), Some(source)) => Some(in_place_of(most_general(&listed), file, source)),
             _ => None,
         };
         for kernel in own.as_ref().map_or(listed, |own| vec![own]) {
@@ -261,6 +261,11 @@ pub(super) fn open(wanted: &str, for_wgsl: bool) -> Result<Device> {
         });
     }
     Device::open(wanted)
+}
+
+/// The kernel whose place a file takes: the last, for the special ones come first.
+pub(super) fn most_general<'a>(listed: &[&'a Kernel]) -> &'a Kernel {
+    listed.last().expect("an op has a kernel of each kind")
 }
 
 /// Kernels of an op that run on a kind of device, at least one.

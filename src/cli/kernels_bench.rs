@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::kernels::{in_place_of, kernels_for, open, ops_named, read_wgsl};
+use super::kernels::{in_place_of, kernels_for, most_general, open, ops_named, read_wgsl};
 use super::scene::Scene;
 use super::table::{self, Cell, Format, Table};
 use crate::device::judge::{Verdict, judge};
@@ -138,7 +138,7 @@ impl Bench<'_> {
             let listed = kernels_for(op, on_cpu, self.args.vs.as_deref())?;
             let own = match &self.args.wgsl {
                 // With a file, the first problem of its text is the answer.
-                Some(path) => Some(in_place_of(listed[0], path, &read_wgsl(path)?)),
+                Some(path) => Some(in_place_of(most_general(&listed), path, &read_wgsl(path)?)),
                 None => None,
             };
             let mut kernels = Vec::new();
@@ -324,9 +324,8 @@ fn must_move(timed: &Timed) -> u64 {
     args.map(|((name, access), tensor)| {
         let row = tensor.bytes() / tensor.shape()[0];
         let bytes = match (*name, access) {
-            ("table" | "angles", _) => rows * row,
-            // A few rows of the cache.
-            ("keys" | "values", Access::Write) => rows * row,
+            // Of the cache, a few rows are written.
+            ("table" | "angles", _) | ("keys" | "values", Access::Write) => rows * row,
             (_, Access::ReadWrite) => 2 * tensor.bytes(),
             _ => tensor.bytes(),
         };

@@ -499,13 +499,11 @@ impl Gpu {
             let mut kinds: Vec<Kind<'_>> = Vec::new();
             for (i, &(dispatch, kernel)) in work.iter().enumerate() {
                 stamp(&mut pass, i);
-                let at = match kinds.iter().position(|kind| kind.is_of(dispatch, kernel)) {
-                    Some(at) => at,
-                    None => {
-                        kinds.push(self.kind(&mut state.pipelines, dispatch, kernel)?);
-                        kinds.len() - 1
-                    }
-                };
+                let known = kinds.iter().position(|kind| kind.is_of(dispatch, kernel));
+                let at = known.unwrap_or(kinds.len());
+                if known.is_none() {
+                    kinds.push(self.kind(&mut state.pipelines, dispatch, kernel)?);
+                }
                 let Kind {
                     groups, pipeline, ..
                 } = &kinds[at];

@@ -96,12 +96,12 @@ impl Device {
             _ => {
                 let each = recording.dispatches.iter().map(|dispatch| {
                     let kernel = self.kernel(dispatch)?;
-                    self.against_the_clock(|| match kernel {
-                        Some(kernel) => self.run(dispatch, kernel),
-                        None => {
-                            Cpu::run(dispatch, None);
-                            Ok(())
+                    self.against_the_clock(|| {
+                        if let Some(kernel) = kernel {
+                            return self.run(dispatch, kernel);
                         }
+                        Cpu::run(dispatch, None);
+                        Ok(())
                     })
                 });
                 each.collect()

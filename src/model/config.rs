@@ -671,13 +671,11 @@ fn read_experts(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Opt
         Some(Value::Array(list)) => {
             for layer in list {
                 let at = layer.as_u64().and_then(|l| usize::try_from(l).ok());
-                match at.and_then(|l| layers.get_mut(l)) {
-                    Some(has) => *has = false,
-                    None => {
-                        let what = format!("layers below {n_layers}");
-                        return Err(keys.expected("mlp_only_layers", &what, layer));
-                    }
-                }
+                let Some(has) = at.and_then(|l| layers.get_mut(l)) else {
+                    let what = format!("layers below {n_layers}");
+                    return Err(keys.expected("mlp_only_layers", &what, layer));
+                };
+                *has = false;
             }
         }
         Some(other) => return Err(keys.expected("mlp_only_layers", "a list", other)),

@@ -185,12 +185,11 @@ fn experts(config: &Config, layer: usize, experts: &Experts) -> [Vec<Part>; 2] {
 pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
     let (hidden, ff) = (config.hidden_size, config.intermediate_size);
     let one = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
-    let ([of_gate_up, down], ff) = match config.experts(layer) {
-        Some(all) => (experts(config, layer, all), all.intermediate_size),
-        None => {
-            let down = one("mlp.down_proj.weight");
-            ([gate_up(config, layer, "weight"), down], ff)
-        }
+    let ([of_gate_up, down], ff) = if let Some(all) = config.experts(layer) {
+        (experts(config, layer, all), all.intermediate_size)
+    } else {
+        let down = one("mlp.down_proj.weight");
+        ([gate_up(config, layer, "weight"), down], ff)
     };
     [
         (qkv(config, layer, "weight"), hidden),

@@ -148,7 +148,7 @@ pub struct TensorMap {
     /// Quantised matrices, by the name that they have in float.
     packed: BTreeMap<String, Packed>,
     /// Tensors that are rows of another one: its name, and the first of them.
-    fused: BTreeMap<String, (String, usize)>,
+    fused: Places,
 }
 
 impl TensorMap {
@@ -274,11 +274,11 @@ fn whole_of(name: &str) -> Option<(String, &str)> {
     })
 }
 
+/// Where tensors are that are rows of another one: its name, and the first of them.
+type Places = BTreeMap<String, (String, usize)>;
+
 /// Puts fused tensors in place of their parts, wherever the checkpoint has any of a fused module.
-fn fuse(
-    checkpoint: &Checkpoint,
-    all: Vec<Want>,
-) -> Result<(Vec<Want>, BTreeMap<String, (String, usize)>)> {
+fn fuse(checkpoint: &Checkpoint, all: Vec<Want>) -> Result<(Vec<Want>, Places)> {
     let there = |module: &str| {
         let mut from = checkpoint.tensors().range(module.to_owned()..);
         from.next()
@@ -297,20 +297,17 @@ fn fuse(
             return Err(Error::bad(checkpoint.path_of(entry), want.name, problem));
         }
         let rows = want.shape[0];
-        let first = match wants.last_mut().filter(|last| last.name == name) {
-            Some(whole) => {
-                whole.shape[0] += rows;
-                whole.shape[0] - rows
-            }
-            None => {
-                let name = name.clone();
-                wants.push(Want {
-                    name,
-                    ..want.clone()
-                });
-                0
-            }
-        };
+        let mut first = 0;
+        if let Some(whole) = wants.last_mut().filter(|last| last.name == name) {
+            first = whole.shape[0];
+            whole.shape[0] += rows;
+        } else {
+            let name = name.clone();
+            wants.push(Want {
+                name,
+                ..want.clone()
+            });
+        }
         fused.insert(want.name, (name, first));
     }
     Ok((wants, fused))

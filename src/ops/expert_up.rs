@@ -227,7 +227,8 @@ pub(super) fn choices(rng: &mut Rng, n_rows: usize, top_k: usize, n_experts: usi
                 rng.below(n_experts)
             });
             if mine.contains(&e) {
-                mine.push((0..).find(|e| !mine.contains(e)).expect("some are left"));
+                let all = 0..u32_of(n_experts);
+                mine.extend(all.into_iter().find(|e| !mine.contains(e)));
             } else {
                 mine.push(e);
             }

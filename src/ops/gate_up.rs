@@ -61,7 +61,7 @@ pub static OP: Op = Op {
                 },
                 loads: Some(|d, _, _, group| {
                     let p: Params = d.params.get();
-                    p.loads(&p.launched(d).by_tiles(group, |quad| p.quad_rows(quad)))
+                    loads(&p.launched(d).by_tiles(group, |quad| p.quad_rows(quad)))
                 }),
             }),
             fits: |d, caps| d.params.get::<Params>().tiled == 1 && fits(d, caps),
@@ -83,7 +83,7 @@ pub static OP: Op = Op {
                 loads: Some(|d, caps, _, group| {
                     let p: Params = d.params.get();
                     let launched = p.launched(d);
-                    p.loads(&launched.by_columns(caps, group, |quad| p.quad_rows(quad)))
+                    loads(&launched.by_columns(caps, group, |quad| p.quad_rows(quad)))
                 }),
             }),
             fits,
@@ -130,10 +130,11 @@ impl Params {
         let [a, b] = [0, 1].map(|i| (2 * quad + i).min(self.n_out - 1));
         [a, b, a + self.n_out, b + self.n_out]
     }
+}
 
-    fn loads(self, served: &Served) -> Vec<u64> {
-        [served.loads.as_slice(), &[0]].concat()
-    }
+/// What a workgroup loads; of the output, nothing.
+fn loads(served: &Served) -> Vec<u64> {
+    [served.loads.as_slice(), &[0]].concat()
 }
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {

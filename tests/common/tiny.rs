@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 
 /// The shape of a dense model. `..TinyModel::default()` for all that a test does not care about.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a feature of a model"
+)]
 pub struct TinyModel {
     pub hidden: usize,
     pub heads: usize,

@@ -394,7 +394,7 @@ fn indices_of_any_bytes_are_read_or_refused() {
 fn tokenizers_of_any_bytes_are_read_or_refused() {
     let mut seeds = files_of("tests/corpus/tokenizer");
     seeds.push(fs::read("tests/golden/models/tokenizer/tokenizer.json").expect("a golden file"));
-    hold("tokenizer", &seeds, JSON_WORDS, 400, |bytes| {
+    hold("tokenizer", &seeds, JSON_WORDS, 100, |bytes| {
         let text = match Text::embedded(Path::new("x"), bytes, b"{}") {
             Ok(text) => text,
             Err(error) => return said::<()>(Err(error)),
@@ -424,7 +424,7 @@ fn tokenizer_configs_of_any_bytes_are_read_or_refused() {
     let tokenizer = fs::read("tests/corpus/tokenizer/bytes.json").expect("a seed");
     let own = "tests/golden/models/tokenizer/tokenizer_config.json";
     let seeds = [fs::read(own).expect("a golden file")];
-    hold("tokenizer_config", &seeds, JSON_WORDS, 1500, |bytes| {
+    hold("tokenizer_config", &seeds, JSON_WORDS, 300, |bytes| {
         said(Text::embedded(Path::new("x"), &tokenizer, bytes))
     });
 }
@@ -442,7 +442,7 @@ fn templates_of_any_text_render_or_are_refused() {
     assert!(seeds.len() > hostile + 5, "the golden templates");
     let cases = fs::read("tests/golden/chat/cases.json").expect("a golden file");
     let cases: serde_json::Value = serde_json::from_slice(&cases).expect("JSON");
-    hold("template", &seeds, TEMPLATE_WORDS, 150, |bytes| {
+    hold("template", &seeds, TEMPLATE_WORDS, 50, |bytes| {
         let source = String::from_utf8_lossy(bytes);
         let render = |case: &str| template::render("x", &source, &cases[case], Date::default());
         for case in ["tools", "turns"] {

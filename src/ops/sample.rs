@@ -39,7 +39,8 @@ pub static OP: Op = Op {
         Kernel {
             name: "wide",
             run: Run::Wgsl(wgsl(|_, _| vec![("LANES", 1024)])),
-            fits: |d, caps| caps.lanes >= 1024 && d.args[0].cols() <= MOST,
+            // A small vocabulary does not keep so many lanes busy.
+            fits: |d, caps| caps.lanes >= 1024 && (4097..=MOST).contains(&d.args[0].cols()),
         },
         Kernel {
             name: "narrow",

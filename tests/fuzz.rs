@@ -11,7 +11,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use hogwild::model::{Checkpoint, Config, GenerationConfig, Header};
@@ -63,6 +63,27 @@ static ALLOCATOR: Counting = Counting;
 
 /// What is measured is measured alone.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// The input that a parser has, where to keep it, and since when.
+static AT_WORK: Mutex<Option<(PathBuf, Vec<u8>, Instant)>> = Mutex::new(None);
+
+/// A parser that does not come back would hold up every test after it: ends this process, with the
+/// input kept, when one input has taken ten times [`PATIENCE`].
+fn watch() {
+    static ONCE: Once = Once::new();
+    let end_what_hangs = || loop {
+        std::thread::sleep(PATIENCE);
+        let at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((path, input, since)) = &*at_work
+            && since.elapsed() > 10 * PATIENCE
+        {
+            let _ = fs::write(path, input);
+            eprintln!("no answer after {:?}: {}", since.elapsed(), path.display());
+            std::process::abort();
+        }
+    };
+    ONCE.call_once(|| drop(std::thread::spawn(end_what_hangs)));
+}
 
 /// What a call cost.
 struct Cost {
@@ -252,6 +273,8 @@ fn files_of(folder: &str) -> Vec<Vec<u8>> {
 fn hold(name: &str, seeds: &[Vec<u8>], words: &[&str], n: usize, parse: impl Fn(&[u8]) -> bool) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     hogwild::caught::keep_quiet();
+    watch();
+    let at_work = || AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
     let longer = std::env::var("HOGWILD_FUZZ").map(|s| s.parse().expect("HOGWILD_FUZZ: seconds"));
     let (time, seed) = match longer {
         Ok(seconds) => (Some(Duration::from_secs(seconds)), fresh()),
@@ -270,9 +293,11 @@ fn hold(name: &str, seeds: &[Vec<u8>], words: &[&str], n: usize, parse: impl Fn(
             Some(seed) => seed.clone(),
             None => changed(&mut random, seeds, words),
         };
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{ran}"));
+        *at_work() = Some((path.clone(), input.clone(), Instant::now()));
         let (out, cost) = measured(|| parse(&input));
+        *at_work() = None;
         if out.is_err() || cost.time > PATIENCE || cost.bytes > MEMORY {
-            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{ran}"));
             let _ = fs::write(&path, &input);
             let how = if out.is_err() { "panicked" } else { "returned" };
             panic!(
@@ -442,7 +467,7 @@ fn templates_of_any_text_render_or_are_refused() {
     assert!(seeds.len() > hostile + 5, "the golden templates");
     let cases = fs::read("tests/golden/chat/cases.json").expect("a golden file");
     let cases: serde_json::Value = serde_json::from_slice(&cases).expect("JSON");
-    hold("template", &seeds, TEMPLATE_WORDS, 50, |bytes| {
+    hold("template", &seeds, TEMPLATE_WORDS, 24, |bytes| {
         let source = String::from_utf8_lossy(bytes);
         let render = |case: &str| template::render("x", &source, &cases[case], Date::default());
         for case in ["tools", "turns"] {

@@ -396,6 +396,10 @@ impl<'a> Tag<'a> {
         let word = &self.src[self.at..self.at + len];
         let expect = self.level().expect;
         match word {
+            "" => {
+                let c = self.src[self.at..].chars().next().unwrap_or_default();
+                return Err(format!("{c:?} begins no name"));
+            }
             "and" | "or" | "if" | "else" if !expect => {
                 self.count()?;
                 self.finish_operand();
@@ -513,6 +517,20 @@ mod tests {
             guarded("{%- generation %}x{% endgeneration -%}"),
             "{%- if true %}x{% endif -%}",
             "generation tags keep their trimming"
+        );
+    }
+
+    #[test]
+    fn a_character_of_no_name_is_refused() {
+        for c in ['\u{f0000}', '\u{fffd}', '→', '。'] {
+            for tag in [format!("{{{{ {c} }}}}"), format!("{{% if a{c}b %}}")] {
+                assert!(guard(&tag).is_err(), "{c:?} in {tag}");
+            }
+        }
+        assert_eq!(
+            guarded("{{ 'é→' ~ é }}"),
+            "{{ 'é→'|__cap ~ é|__cap }}",
+            "é is a letter"
         );
     }
 

@@ -4,9 +4,10 @@
 //! the largest. Where it does not fit, the error says what would. Pure: numbers in, numbers out.
 
 use super::engine::{PREFILL_PAIRS, PREFILL_ROWS};
+use super::latent::LatentRows;
 use super::load::{Part, dtype_of, matrices, padded};
 use super::quant::{Format, Packed, Scheme, Zeros};
-use super::tensors::{EMBED, Group, HEAD};
+use super::tensors::{EMBED, Group, HEAD, KV_B};
 use super::{Config, ModelFiles};
 use crate::cache::CacheShape;
 use crate::cache::pages::{PAGE, pages_for};
@@ -151,6 +152,7 @@ fn cache(config: &Config, context: usize, dtype: DType) -> u64 {
         n_layers: config.n_layers,
         n_kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
+        copies: config.cache_copies(),
         dtype,
         shared: false,
     };
@@ -163,9 +165,13 @@ fn scratch(config: &Config, context: usize) -> u64 {
     // x, q with k and v, q alone, attention, feed-forward; three of them in an order of a matrix's own.
     let of_experts = config.experts.as_ref().map_or(0, |e| {
         let width = padded(e.intermediate_size) + 2;
-        e.routing.top_k * width + e.count
+        e.routing.top_k * width + e.count + padded(e.shared_size.unwrap_or(0))
     });
-    let row = 2 * hidden + 4 * q + 2 * kv + 2 * ff + of_experts;
+    let of_attention = match &config.latent {
+        Some(latent) => 2 * q + LatentRows::width(config, latent) + padded(config.attention_size()),
+        None => 4 * q + 2 * kv,
+    };
+    let row = 2 * hidden + of_attention + 2 * ff + of_experts;
     let rows = product(&[PREFILL_ROWS, row, 4]);
     let splits = pages_for(context) * PAGE / SPLIT + 2;
     let pairs = (MAX_WORKERS * splits)
@@ -173,7 +179,7 @@ fn scratch(config: &Config, context: usize) -> u64 {
         .next_power_of_two();
     let partials = product(&[pairs, config.n_heads, config.head_dim + 2, 4]);
     let logits = product(&[MAX_WORKERS, config.vocab_size + 2 * hidden, 4]);
-    let angles = product(&[context, config.head_dim, 4]);
+    let angles = product(&[context, 2 * config.n_pairs(), 4]);
     [rows, partials, logits, angles]
         .iter()
         .fold(RESERVE, |all, bytes| all.saturating_add(*bytes))
@@ -193,8 +199,11 @@ fn weights(files: &ModelFiles, as_codes: Option<DType>) -> u64 {
         0
     };
     // Norms and biases, in f32: those that a model does not have are zeros.
-    let biases = config.q_size() + 2 * config.kv_size() + 2 * padded(config.intermediate_size);
-    let vectors = biases + 4 * padded(hidden) + 2 * config.head_dim;
+    let attention = match &config.latent {
+        Some(latent) => LatentRows::width(config, latent) + config.kv_size(),
+        None => config.q_size() + 2 * config.kv_size() + 2 * config.head_dim,
+    };
+    let vectors = attention + 2 * padded(config.intermediate_size) + 4 * padded(hidden);
     let small = product(&[config.n_layers, vectors, 4]) + product(&[padded(hidden) + vocab, 4]);
     (0..config.n_layers)
         .flat_map(|layer| matrices(config, layer))
@@ -208,7 +217,10 @@ fn matrix(files: &ModelFiles, parts: &[Part], cols: usize, as_codes: Option<DTyp
     let names = || parts.iter().map(|part| files.tensors.place(&part.name).0);
     let packed = names().map(|name| files.tensors.packed(name).cloned());
     let packed: Option<Vec<Packed>> = packed.collect();
+    let is_split = parts.iter().any(|part| part.name.ends_with(KV_B));
     let scheme = match (as_codes, packed) {
+        // It is widened.
+        _ if is_split => None,
         (Some(dtype), _) => Some(Scheme {
             format: Format::Compressed,
             dtype,

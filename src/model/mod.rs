@@ -13,6 +13,7 @@ pub mod families;
 pub mod forward;
 pub mod header;
 mod json;
+mod latent;
 mod load;
 pub mod memory;
 pub mod quant;
@@ -26,7 +27,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use config::{Config, Experts, GenerationConfig, Rope, RopeKind};
+pub use config::{Config, Experts, GenerationConfig, Latent, Rope, RopeKind};
 pub use engine::{Engine, Wanted};
 pub use forward::{Model, Scratch};
 pub use header::{Dtype, Entry, Header};

@@ -320,9 +320,10 @@ impl Config {
             },
             rope,
             latent,
-            extra_layers: match family.latent {
-                true => keys.count_or_none("num_nextn_predict_layers", MAX_LAYERS, 1)?,
-                false => 0,
+            extra_layers: if family.latent {
+                keys.count_or_none("num_nextn_predict_layers", MAX_LAYERS, 1)?
+            } else {
+                0
             },
             windows: read_windows(&keys, family, n_layers)?,
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
@@ -1394,6 +1395,94 @@ mod tests {
         assert!(near(alone, full), "one mscale alone does nothing");
         let given = multiplier(json!({"attention_factor": 1.5, "mscale": 1.0}));
         assert!(near(given, 1.5), "a given factor wins");
+    }
+
+    /// The sizes of DeepSeek-V3, with some keys set.
+    fn read_deepseek(keys: Value) -> Result<Config> {
+        let mut all = json!({"model_type": "deepseek_v3", "hidden_size": 7168,
+            "intermediate_size": 18_432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
+            "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+            "n_routed_experts": 256, "q_lora_rank": 1536, "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "num_experts_per_tok": 8, "max_position_embeddings": 163_840, "vocab_size": 129_280,
+            "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1,
+                "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}});
+        let (Value::Object(map), Value::Object(keys)) = (&mut all, keys) else {
+            unreachable!("both are objects");
+        };
+        map.extend(keys);
+        read(all)
+    }
+
+    #[test]
+    fn the_cache_of_deepseek_v3_has_576_numbers_for_a_token_and_layer() {
+        let config = read_deepseek(json!({})).expect("a good config");
+        let numbers = config.cache_copies() * config.n_kv_heads * config.head_dim;
+        assert_eq!(numbers, 576, "latent and rotated channels, once");
+        assert_eq!((config.n_pairs(), config.rotary_dim), (32, 64), "rotated");
+        assert_eq!(config.attention_size(), 128 * 128, "values of all heads");
+        let experts = config.experts.as_ref().expect("it has experts");
+        let routing = experts.routing;
+        assert_eq!((routing.n_groups, routing.top_groups), (8, 4), "groups");
+        assert!((routing.scale - 2.5).abs() < 1e-6, "its own scale");
+        assert_eq!(experts.layers[..4], [false, false, false, true], "dense");
+        assert_eq!(config.extra_layers, 1, "one behind the last");
+    }
+
+    /// By hand, of transformers' `DeepseekV3Attention`: `192^-0.5 * (0.1 * mscale_all_dim * ln(40) + 1)^2`.
+    #[test]
+    fn yarn_multiplies_the_scores_of_latents_by_its_factor_squared() {
+        let scale = |rope: Value| {
+            let config = read_deepseek(json!({"rope_scaling": rope})).expect("a good config");
+            (config.attention_scale, config.inv_freq(1).1)
+        };
+        let yarn = |mscale: f64, all: f64| {
+            scale(json!({"type": "yarn", "factor": 40,
+                "original_max_position_embeddings": 4096, "mscale": mscale, "mscale_all_dim": all}))
+        };
+        let near = |(a, b): (f32, f32), want: [f64; 2]| {
+            let found = [a, b].map(f64::from);
+            let close = (0..2).all(|i| (found[i] - want[i]).abs() < 1e-6);
+            assert!(close, "{found:?} for {want:?}");
+        };
+        near(scale(Value::Null), [0.072_168_784, 1.0]);
+        near(yarn(1.0, 1.0), [0.135_233_779, 1.0]);
+        near(yarn(0.707, 1.0), [0.135_233_779, 0.921_042_3]);
+        near(yarn(0.707, 0.0), [0.072_168_784, 1.368_887_9]);
+        near(yarn(1.0, 0.707), [0.114_721_387, 1.085_726_4]);
+        let golden = read_deepseek(
+            json!({"qk_rope_head_dim": 8, "max_position_embeddings": 512,
+            "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128,
+                "mscale": 1.0, "mscale_all_dim": 1.0}}),
+        );
+        agrees(
+            &golden.expect("a good config"),
+            "plain_deepseek_v3_yarn/model",
+        );
+    }
+
+    #[test]
+    fn the_rows_of_latents_are_padded_and_paired_for_kernels() {
+        let latent = |interleaved: bool| Latent {
+            q_rank: None,
+            rank: 10,
+            nope_dim: 3,
+            rope_dim: 6,
+            v_dim: 5,
+            interleaved,
+        };
+        let rows = |order: Vec<Option<usize>>| -> Vec<i64> {
+            let row = |row: Option<usize>| row.map_or(-1, |row| i64::try_from(row).expect("small"));
+            order.into_iter().map(row).collect()
+        };
+        let want = [0, 1, 2, -1, -1, -1, -1, -1, 3, 5, 7, -1, 4, 6, 8, -1];
+        assert_eq!(rows(latent(true).query_order()), want, "neighbours");
+        let want = [0, 1, 2, -1, -1, -1, -1, -1, 3, 4, 5, -1, 6, 7, 8, -1];
+        assert_eq!(rows(latent(false).query_order()), want, "halves");
+        let keys = rows(latent(true).key_order());
+        assert_eq!(keys.len(), 24, "a latent of 16 and four pairs");
+        assert_eq!(keys[9..12], [9, -1, -1], "padding behind the latent");
+        assert_eq!(keys[16..], [10, 12, 14, -1, 11, 13, 15, -1], "pairs");
     }
 
     #[test]

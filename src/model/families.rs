@@ -48,7 +48,7 @@ pub enum Mixture {
     None,
     /// By Qwen's keys: the best few of a softmax.
     Qwen,
-    /// By DeepSeek's keys: groups of sigmoids, a bias for the choice, experts that all tokens share.
+    /// By `DeepSeek`'s keys: groups of sigmoids, a bias for the choice, experts that all tokens share.
     DeepSeek,
 }
 

@@ -186,7 +186,7 @@ fn reference(args: &mut Args<'_>) {
     }
 }
 
-fn product<'a>(p: Params, [x, weight, scales]: [View<'a>; 3]) -> Product<'a> {
+fn product(p: Params, [x, weight, scales]: [View<'_>; 3]) -> Product<'_> {
     Product {
         x,
         norm: None,

@@ -1499,17 +1499,6 @@ fn what_is_only_unusual_is_accepted() {
             Box::new(add("lm_head.weight", "BF16", json!([512, 64]), 65_536)),
         ),
         (
-            "a layer that predicts further tokens",
-            Box::new(|dir| {
-                for (file, bytes) in
-                    [CONFIG, GENERATION, SINGLE].map(|file| (file, read(&golden(DEEPSEEK), file)))
-                {
-                    write(dir, file, bytes);
-                }
-                add("model.layers.3.eh_proj.weight", "BF16", json!([8]), 16)(dir);
-            }),
-        ),
-        (
             "old rope tables",
             Box::new(add(
                 "model.layers.0.self_attn.rotary_emb.inv_freq",

@@ -379,6 +379,7 @@ fn yarn_slows_the_channels_that_transformers_slows() {
 }
 
 /// Every mechanism of the tiny models at least once.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn tiny_models() -> Vec<(&'static str, TinyModel)> {
     let base = TinyModel::default;
     let llama3 = TinyRope::Llama3 {

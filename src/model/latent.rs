@@ -78,6 +78,12 @@ fn parts(config: &Config, of: &Latent, layer: usize) -> [Option<Parts>; 3] {
     [q_a, Some(q), Some((kv, hidden))]
 }
 
+/// Numbers of the norms and biases of a layer.
+pub(super) fn n_numbers(config: &Config, of: &Latent) -> usize {
+    let q = config.n_heads * (of.nope_wide() + 2 * of.gap());
+    q + config.head_dim + of.dim() + 2 * padded(of.q_rank.unwrap_or(0))
+}
+
 impl Loader<'_> {
     /// What queries and latents of a layer are made by.
     pub(super) fn latent(

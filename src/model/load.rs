@@ -137,6 +137,7 @@ impl Layer {
             Attention::Latent(latent) => all.extend(latent.vectors()),
         }
         all.extend([&self.out_bias, &self.gate_up_bias, &self.down_bias]);
+        all.extend(self.shared.iter().map(|shared| &shared.no_bias));
         all
     }
 }

@@ -4,7 +4,7 @@
 //! the largest. Where it does not fit, the error says what would. Pure: numbers in, numbers out.
 
 use super::engine::{PREFILL_PAIRS, PREFILL_ROWS};
-use super::latent::LatentRows;
+use super::latent::{self, LatentRows};
 use super::load::{Part, dtype_of, matrices, padded};
 use super::quant::{Format, Packed, Scheme, Zeros};
 use super::tensors::{EMBED, Group, HEAD, KV_B};
@@ -200,11 +200,18 @@ fn weights(files: &ModelFiles, as_codes: Option<DType>) -> u64 {
     };
     // Norms and biases, in f32: those that a model does not have are zeros.
     let attention = match &config.latent {
-        Some(latent) => LatentRows::width(config, latent) + config.kv_size(),
+        Some(of) => latent::n_numbers(config, of),
         None => config.q_size() + 2 * config.kv_size() + 2 * config.head_dim,
     };
     let vectors = attention + 2 * padded(config.intermediate_size) + 4 * padded(hidden);
-    let small = product(&[config.n_layers, vectors, 4]) + product(&[padded(hidden) + vocab, 4]);
+    let of_experts = config.experts.as_ref().map_or(0, |e| {
+        let shared = e.shared_size.map_or(0, |width| 2 * padded(width));
+        let choice = e.count * if e.routing.sigmoid { 2 } else { 1 };
+        let biases = choice + if shared > 0 { shared.max(padded(hidden)) } else { 0 };
+        e.layers.iter().filter(|&&has| has).count() * biases
+    });
+    let small = product(&[config.n_layers, vectors, 4])
+        + product(&[padded(hidden) + vocab + of_experts, 4]);
     (0..config.n_layers)
         .flat_map(|layer| matrices(config, layer))
         .map(|(parts, cols)| matrix(files, &parts, cols, as_codes))

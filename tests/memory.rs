@@ -89,6 +89,40 @@ fn weights_are_counted_as_they_are_stored() {
     }
 }
 
+/// Twice: with compressed queries and without; padded widths, a shared expert, a layer without experts.
+#[test]
+fn a_latent_and_experts_are_counted_as_they_are_stored() {
+    let device = Arc::new(Device::cpu());
+    for q_rank in [None, Some(20)] {
+        let dir = tempfile::tempdir().unwrap();
+        let latent = TinyLatent {
+            q_rank,
+            rank: 20,
+            nope: 12,
+            rope: 12,
+            v: 10,
+            interleaved: true,
+        };
+        let model = TinyModel {
+            heads: 3,
+            latent: Some(latent),
+            dtype: Dtype::F16,
+            ..TinyModel::default()
+        };
+        model.write(dir.path(), "latent");
+        let files = ModelFiles::open(dir.path()).unwrap();
+        let need = Need::of(&files, 64, DType::F16);
+        let model = Model::load(device.clone(), &files, 64, &mut |_| {}).unwrap();
+        let slack = need.weights.abs_diff(model.stored_bytes());
+        assert!(slack <= 4, "{} for {}", need.weights, model.stored_bytes());
+        // A latent of 24 and two halves of eight, of the last two padding; once, not as keys and values.
+        let shape = model.cache_shape(DType::F16);
+        assert_eq!(shape.bytes_per_token(), 2 * (24 + 16) * 2, "layers of f16");
+        let pages = need.cache / (16 * shape.bytes_per_token() as u64);
+        assert!((4..100).contains(&pages), "{pages} pages for 64 tokens");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_what_would() {
     let dir = tempfile::tempdir().unwrap();

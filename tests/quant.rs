@@ -82,6 +82,22 @@ fn model() -> TinyModel {
     }
 }
 
+/// A latent and experts: what makes keys and values is taken apart, and widened for that.
+fn latent() -> TinyModel {
+    TinyModel {
+        bias: false,
+        latent: Some(TinyLatent {
+            q_rank: Some(40),
+            rank: 24,
+            nope: 16,
+            rope: 8,
+            v: 24,
+            interleaved: true,
+        }),
+        ..model()
+    }
+}
+
 /// A packing in few words: group 0 is a whole row.
 fn packing(style: Style, bits: usize, group: usize, order: Order) -> Packing {
     Packing {
@@ -132,18 +148,7 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         rotary: 0.75,
         ..qwen2.clone()
     };
-    // What makes keys and values is taken apart, and widened for that.
-    let latent = TinyModel {
-        latent: Some(TinyLatent {
-            q_rank: Some(40),
-            rank: 24,
-            nope: 16,
-            rope: 8,
-            v: 24,
-            interleaved: true,
-        }),
-        ..llama.clone()
-    };
+    let latent = latent();
     let but_router = Packing {
         float: &["mlp.gate.weight"],
         ..packing(Compressed, 4, 32, Plain)

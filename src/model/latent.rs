@@ -48,19 +48,18 @@ pub(super) struct LatentRows {
 
 /// The matrices of a layer; keys and values of heads count as what becomes of them.
 pub(super) fn matrices(config: &Config, of: &Latent, layer: usize) -> Vec<Parts> {
-    let [q_a, q, kv] = parts(config, of, layer);
+    let (q_a, q, kv) = parts(config, of, layer);
     let kv_b = Part {
         padded: config.n_heads * (of.nope_wide() + of.v_dim),
         ..Part::new(layer, KV_B, config.n_heads * (of.nope_dim + of.v_dim))
     };
     let mut all: Vec<Parts> = q_a.into_iter().collect();
-    all.extend(q.into_iter().chain(kv));
-    all.push((vec![kv_b], of.rank));
+    all.extend([q, kv, (vec![kv_b], of.rank)]);
     all
 }
 
 /// What queries are made from, if it is not the residual stream; the queries; the latent.
-fn parts(config: &Config, of: &Latent, layer: usize) -> [Option<Parts>; 3] {
+pub(super) fn parts(config: &Config, of: &Latent, layer: usize) -> (Option<Parts>, Parts, Parts) {
     let hidden = config.hidden_size;
     let q = |tensor: &str| {
         let part = Part::new(layer, tensor, config.n_heads * (of.nope_dim + of.rope_dim));
@@ -75,7 +74,7 @@ fn parts(config: &Config, of: &Latent, layer: usize) -> [Option<Parts>; 3] {
         Some(rank) => (q(Q_B), rank),
         None => (q(Q), hidden),
     };
-    [q_a, Some(q), Some((kv, hidden))]
+    (q_a, q, (kv, hidden))
 }
 
 /// Numbers of the norms and biases of a layer.
@@ -100,10 +99,9 @@ impl Loader<'_> {
                 _ => Err(self.reordered(&what)),
             }
         };
-        let [q_a, q, kv] = parts(config, of, layer);
+        let (q_a, q, kv) = parts(config, of, layer);
         let q_a = q_a.map(&mut plain).transpose()?;
-        let [q, kv] = [q, kv].map(|parts| plain(parts.expect("every layer has them")));
-        let (q, kv) = (q?, kv?);
+        let (q, kv) = (plain(q)?, plain(kv)?);
         let q_a = match (q_a, of.q_rank) {
             (Some(matrix), Some(rank)) => {
                 let bias = vec![Part::new(layer, Q_A_BIAS, rank)];

@@ -267,7 +267,7 @@ fn experts(config: &Config, layer: usize, experts: &Experts) -> [Vec<Part>; 2] {
 pub(super) type Parts = (Vec<Part>, usize);
 
 /// Gate and up of a layer, or of all its experts, and down.
-fn feed_forward(config: &Config, layer: usize) -> [Parts; 2] {
+pub(super) fn feed_forward(config: &Config, layer: usize) -> [Parts; 2] {
     let (hidden, ff) = (config.hidden_size, config.intermediate_size);
     let ([gate_up, down], ff) = if let Some(all) = config.experts(layer) {
         (experts(config, layer, all), all.intermediate_size)
@@ -279,7 +279,7 @@ fn feed_forward(config: &Config, layer: usize) -> [Parts; 2] {
 }
 
 /// Gate and up of what all tokens share beside their experts, and down.
-fn shared(config: &Config, layer: usize) -> Option<[Parts; 2]> {
+pub(super) fn shared(config: &Config, layer: usize) -> Option<[Parts; 2]> {
     let (hidden, ff) = (config.hidden_size, config.experts(layer)?.shared_size?);
     let part = |module: &str, rows| Part::new(layer, &format!("{SHARED}.{module}.weight"), rows);
     let gate_up = vec![part("gate_proj", ff), part("up_proj", ff)];
@@ -287,13 +287,13 @@ fn shared(config: &Config, layer: usize) -> Option<[Parts; 2]> {
 }
 
 /// The projection after attention.
-fn out(config: &Config, layer: usize) -> Parts {
+pub(super) fn out(config: &Config, layer: usize) -> Parts {
     let part = Part::new(layer, "self_attn.o_proj.weight", config.hidden_size);
     (vec![part], config.attention_size())
 }
 
 /// The matrix that chooses experts.
-fn router(config: &Config, layer: usize) -> Option<Parts> {
+pub(super) fn router(config: &Config, layer: usize) -> Option<Parts> {
     // Not padded: what is not an expert must not compete.
     let count = config.experts(layer)?.count;
     let part = Part {
@@ -457,7 +457,7 @@ impl Loader<'_> {
     /// A matrix of packed parts that have the same order.
     fn codes(&mut self, stored: &[Stored], all: &[Ordered]) -> Result<(Matrix, Option<Vec<u32>>)> {
         let (first, order) = &all[0];
-        let rows = rows_of(stored);
+        let rows = stored_rows(stored);
         let weight = self
             .device
             .tensor(&[rows, first.wide()], first.scheme.dtype)?;
@@ -573,7 +573,7 @@ impl Loader<'_> {
             self.widened.push(stored[0].name.clone());
         }
         let dtype = alike.unwrap_or(DType::F32);
-        let (rows, wide) = (rows_of(stored), padded(cols));
+        let (rows, wide) = (stored_rows(stored), padded(cols));
         let weight = self.device.tensor(&[rows, wide], dtype)?;
         let mut row = 0;
         for (tensor, packed) in stored.iter().zip(packed) {
@@ -837,9 +837,14 @@ fn turned<'a, T: Copy + Default>(
 }
 
 /// Rows of a fused matrix.
-fn rows_of(stored: &[Stored]) -> usize {
+fn stored_rows(stored: &[Stored]) -> usize {
     let parts = stored.iter().flat_map(|tensor| &tensor.parts);
     parts.map(|(_, part)| part.padded).sum()
+}
+
+/// Rows of a matrix of parts.
+pub(super) fn rows_of(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.padded).sum()
 }
 
 /// The words of little-endian bytes.

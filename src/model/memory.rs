@@ -207,7 +207,12 @@ fn weights(files: &ModelFiles, as_codes: Option<DType>) -> u64 {
     let of_experts = config.experts.as_ref().map_or(0, |e| {
         let shared = e.shared_size.map_or(0, |width| 2 * padded(width));
         let choice = e.count * if e.routing.sigmoid { 2 } else { 1 };
-        let biases = choice + if shared > 0 { shared.max(padded(hidden)) } else { 0 };
+        let biases = choice
+            + if shared > 0 {
+                shared.max(padded(hidden))
+            } else {
+                0
+            };
         e.layers.iter().filter(|&&has| has).count() * biases
     });
     let small = product(&[config.n_layers, vectors, 4])

@@ -3,8 +3,12 @@
 //! The tensors are those that a checkpoint of the shape would have, in the same storage types, and small
 //! enough for activations to stay of order one.
 
-use super::Config;
-use super::load::{Attention, Layer, Matrix, Pieces, Weights, padded};
+use super::latent::{self, LatentWeights};
+use super::load::{
+    Attention, Layer, Matrix, Parts, Pieces, Router, Shared, Weights, feed_forward, out, padded,
+    router, rows_of, shared,
+};
+use super::{Config, Latent};
 use crate::Result;
 use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::fill::{Contents, fill};
@@ -43,10 +47,12 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
     let (rows, cols) = (config.vocab_size, config.hidden_size);
     let embed = make.pieces(rows, cols, outer)?;
     let mut layers: Vec<Layer> = Vec::new();
-    for _ in 0..config.n_layers {
-        layers.push(match layers.first() {
-            Some(first) if how.shared => first.clone(),
-            _ => make.layer(config, how.dtype)?,
+    for layer in 0..config.n_layers {
+        let is_like =
+            |other: &usize| config.experts(*other).is_some() == config.experts(layer).is_some();
+        layers.push(match (0..layer).find(is_like) {
+            Some(other) if how.shared => layers[other].clone(),
+            _ => make.layer(config, layer, how.dtype)?,
         });
     }
     let head = if config.tie_word_embeddings == Some(true) {
@@ -61,7 +67,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
         head,
         head_bias: device.tensor(&[rows], DType::F32)?,
         no_scales: make.no_scales,
-        qk_norm: config.family.model_type == "qwen3",
+        qk_norm: config.family.model_type.starts_with("qwen3"),
     })
 }
 
@@ -135,35 +141,92 @@ impl Maker<'_> {
         self.filled(&[padded(len)], DType::F32, contents)
     }
 
-    fn layer(&mut self, c: &Config, dtype: DType) -> Result<Layer> {
+    /// A matrix of the shape that the parts of a checkpoint would make.
+    fn of(&mut self, (parts, cols): &Parts, dtype: DType) -> Result<Matrix> {
+        self.matrix(rows_of(parts), *cols, dtype)
+    }
+
+    fn heads(&mut self, c: &Config, dtype: DType) -> Result<Attention> {
+        let qkv = c.q_size() + 2 * c.kv_size();
+        let norms = c.family.model_type.starts_with("qwen3");
+        let mut norm = || {
+            if norms {
+                self.norm(c.head_dim)
+            } else {
+                self.bias(c.head_dim, false)
+            }
+        };
+        let [q_norm, k_norm] = [norm()?, norm()?];
+        Ok(Attention::Heads {
+            qkv: self.matrix(qkv, c.hidden_size, dtype)?,
+            qkv_bias: self.bias(qkv, c.family.model_type == "qwen2")?,
+            q_norm,
+            k_norm,
+        })
+    }
+
+    fn latent(&mut self, c: &Config, of: &Latent, layer: usize, dtype: DType) -> Result<Attention> {
+        let (q_a, q, kv) = latent::parts(c, of, layer);
+        let q_a = match (q_a, of.q_rank) {
+            (Some(parts), Some(rank)) => Some((
+                self.of(&parts, dtype)?,
+                self.bias(rank, false)?,
+                self.norm(rank)?,
+            )),
+            _ => None,
+        };
+        let q = self.of(&q, dtype)?;
+        // What is taken apart is in float.
+        let float = if dtype.span() > 1 { DType::F16 } else { dtype };
+        Ok(Attention::Latent(Box::new(LatentWeights {
+            q_a,
+            no_bias: self.bias(q.weight.shape()[0], false)?,
+            q,
+            kv: self.of(&kv, dtype)?,
+            kv_bias: self.bias(c.head_dim, false)?,
+            kv_norm: self.norm(of.rank)?,
+            to_latent: self.matrix(c.n_heads * of.dim(), of.nope_wide(), float)?,
+            from_latent: self.matrix(c.n_heads * of.v_dim, of.dim(), float)?,
+        })))
+    }
+
+    fn layer(&mut self, c: &Config, layer: usize, dtype: DType) -> Result<Layer> {
         let (hidden, ff) = (c.hidden_size, padded(c.intermediate_size));
-        let (q, qkv) = (c.q_size(), c.q_size() + 2 * c.kv_size());
-        let norms = c.family.model_type == "qwen3";
+        let [gate_up, down] = feed_forward(c, layer);
+        let router = match router(c, layer) {
+            None => None,
+            Some(parts) => {
+                let bias = self.device.tensor(&[rows_of(&parts.0)], DType::F32)?;
+                Some(Router {
+                    matrix: self.of(&parts, dtype)?,
+                    choice: bias.clone(),
+                    bias,
+                })
+            }
+        };
+        let shared = match shared(c, layer) {
+            None => None,
+            Some([gate_up, down]) => Some(Shared {
+                no_bias: self.bias(rows_of(&gate_up.0).max(padded(hidden)), false)?,
+                gate_up: self.of(&gate_up, dtype)?,
+                down: self.of(&down, dtype)?,
+            }),
+        };
         Ok(Layer {
             attention_norm: self.norm(hidden)?,
-            attention: Attention::Heads {
-                qkv: self.matrix(qkv, hidden, dtype)?,
-                qkv_bias: self.bias(qkv, c.family.model_type == "qwen2")?,
-                q_norm: if norms {
-                    self.norm(c.head_dim)
-                } else {
-                    self.bias(c.head_dim, false)
-                }?,
-                k_norm: if norms {
-                    self.norm(c.head_dim)
-                } else {
-                    self.bias(c.head_dim, false)
-                }?,
+            attention: match &c.latent {
+                Some(of) => self.latent(c, of, layer, dtype)?,
+                None => self.heads(c, dtype)?,
             },
-            out: self.matrix(padded(hidden), q, dtype)?,
+            out: self.of(&out(c, layer), dtype)?,
             out_bias: self.bias(hidden, false)?,
             feed_forward_norm: self.norm(hidden)?,
-            router: None,
-            gate_up: self.matrix(2 * ff, hidden, dtype)?,
+            router,
+            gate_up: self.of(&gate_up, dtype)?,
             gate_up_bias: self.bias(2 * ff, false)?,
-            down: self.matrix(padded(hidden), ff, dtype)?,
+            down: self.of(&down, dtype)?,
             down_bias: self.bias(hidden, false)?,
-            shared: None,
+            shared,
         })
     }
 }

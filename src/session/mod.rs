@@ -265,7 +265,7 @@ impl Session {
             format: FORMAT,
             hogwild: env!("CARGO_PKG_VERSION").to_owned(),
             model,
-            device: self.engine.model().device().name(),
+            device: self.engine.model().device_names(),
             settings: self.settings.clone(),
             rules: Some(rules),
             names: (0..self.protocol.n_workers())

@@ -57,9 +57,9 @@ impl Placement {
         Ok(Self(counts))
     }
 
-    /// How many layers each device has.
-    pub fn counts(&self) -> &[usize] {
-        &self.0
+    /// How many layers each of several devices has; nothing of one.
+    pub fn split(&self) -> &[usize] {
+        if self.0.len() > 1 { &self.0 } else { &[] }
     }
 
     /// The layers of each device.
@@ -147,6 +147,15 @@ impl Model {
         &self.0
     }
 
+    /// The stage that has a layer.
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn stage_of(&self, layer: usize) -> &Stage {
+        let has = |stage: &&Stage| stage.layers().contains(&layer);
+        self.0.iter().find(has).expect("the model has the layer")
+    }
+
     pub(super) fn last(&self) -> &Stage {
         self.0.last().expect("a model has a stage")
     }
@@ -198,12 +207,8 @@ impl Model {
     }
 
     /// A cache of `n_pages` pages, each layer's where the layer is.
-    ///
-    /// # Errors
-    /// If a device cannot hold it.
-    pub fn cache(&self, dtype: DType, n_pages: usize) -> Result<KvCache> {
-        let of = |layer| self.0.iter().find(|s| s.layers().contains(&layer));
-        let device = |layer| &**of(layer).expect("every layer is in a stage").device();
+    pub(super) fn cache(&self, dtype: DType, n_pages: usize) -> Result<KvCache> {
+        let device = |layer| &**self.stage_of(layer).device();
         KvCache::over(device, self.cache_shape(dtype), n_pages)
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Prepared(VecDeque<(Arc<Device>, device::Prepared, Tensor)>);
 #[derive(Debug)]
 pub(super) struct Running {
     device: Arc<Device>,
-    running: device::Running,
+    now: device::Running,
     then: Prepared,
 }
 
@@ -82,10 +82,10 @@ impl Prepared {
     /// Starts the first stage, with what was not known when it was recorded.
     pub(super) fn submit(mut self, late: &[Upload]) -> Result<Running> {
         let (device, prepared, _) = self.0.pop_front().expect("a pass has a stage");
-        let running = device.submit(prepared, late)?;
+        let now = device.submit(prepared, late)?;
         Ok(Running {
             device,
-            running,
+            now,
             then: self,
         })
     }
@@ -96,15 +96,15 @@ impl Running {
     pub(super) fn wait(self) -> Result<Vec<u8>> {
         let Self {
             mut device,
-            mut running,
+            mut now,
             then: Prepared(mut then),
         } = self;
         loop {
-            let bytes = device.wait(running)?;
+            let bytes = device.wait(now)?;
             let Some((next, prepared, to)) = then.pop_front() else {
                 return Ok(bytes);
             };
-            running = next.submit(prepared, &[Upload { to, bytes }])?;
+            now = next.submit(prepared, &[Upload { to, bytes }])?;
             device = next;
         }
     }

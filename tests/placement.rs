@@ -270,14 +270,20 @@ fn layers_go_where_the_memory_is() {
     );
     assert_eq!(split(&[plenty]), [0; 0], "of one there is no split");
     // What does not fit one fits two, tightly: embedding and head are counted where they are.
-    let half = enough(whole.scratch + (whole.weights + whole.cache) / 2 + (1 << 20));
+    let half = enough(whole.scratch + whole.weights.midpoint(whole.cache) + (1 << 20));
     let error = place(&rooms(&[half])).unwrap_err().to_string();
     assert!(error.contains("free on GPU 0"), "{error}");
     assert_eq!(split(&[half, half]), [4, 4], "two halves");
-    let tight = enough(whole.scratch + whole.weights / 2);
-    let small = enough(whole.scratch + whole.weights / 4);
-    let got = split(&[tight, small, small]);
-    assert!(got[0] > got[1] && got[1] == got[2], "{got:?}");
+    // Of three there is one way only: 4 layers, 1, 3.
+    let (outer, spare) = (32_768 * 4096 * 2, 1 << 20);
+    let layer = (whole.weights - 2 * outer + whole.cache) / 8;
+    let room = |tenths: u64, more: u64| enough(whole.scratch + more + layer / 10 * tenths + spare);
+    let tight = [room(40, outer), room(19, 0), room(39, outer)];
+    assert_eq!(split(&tight), [4, 1, 3], "tightly");
+    let mut less = rooms(&tight);
+    less[1].bytes = Some(room(9, 0));
+    let error = place(&less).unwrap_err().to_string();
+    assert!(error.contains("free on GPU"), "{error}");
 
     // Two devices of one memory have it together.
     let mut shared = rooms(&[half, half]);
@@ -286,7 +292,7 @@ fn layers_go_where_the_memory_is() {
     for word in [
         "(layers 0 to 3 and 4 to 7)",
         "free on GPU 0 and GPU 1",
-        "--bits 8",
+        "--bits 4",
     ] {
         assert!(error.contains(word), "no '{word}' in: {error}");
     }
@@ -295,7 +301,7 @@ fn layers_go_where_the_memory_is() {
         ..rooms(&[0])[0].clone()
     };
     assert_eq!(
-        place(&[unknown.clone()]).unwrap().split(),
+        place(std::slice::from_ref(&unknown)).unwrap().split(),
         [0; 0],
         "who knows"
     );
@@ -313,7 +319,7 @@ fn what_does_not_fit_several_devices_is_refused_with_what_would() {
     let files = large(dir.path());
     let whole = Need::of(&files, 512, DType::F16);
     let enough = |bytes: u64| bytes / 15 * 16 + 16;
-    let half = enough(whole.scratch + (whole.weights + whole.cache) / 2 + (1 << 20));
+    let half = enough(whole.scratch + whole.weights.midpoint(whole.cache) + (1 << 20));
     let refusal = |layers: Option<&[usize]>, rooms: &[Room], seen: &[Room]| {
         let by_hand = layers.map(|counts| Placement::new(counts.to_vec(), 8).unwrap());
         let seen = || seen.to_vec();
@@ -380,37 +386,41 @@ fn hogwild(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 /// Runs a session of two workers; gives the header of its log, its events, and what it said of places.
-fn session(more: &[&str]) -> (Value, String, String) {
-    let args = [
-        "generate", "-m", MODEL, "-n", "25", "--seed", "5", "--temp", "0.8", "--jsonl",
-    ];
-    let (code, out, err) = hogwild(&[&args, more, &["what is 5 + 7?"]].concat());
+fn session(prompt: &Path, more: &[&str]) -> (Value, String, String) {
+    let args = "generate -n 20 --seed 5 --temp 0.8 --jsonl --check-every 9 -m";
+    let mut args: Vec<_> = args.split(' ').chain([MODEL, "--prompt"]).collect();
+    args.push(prompt.to_str().unwrap());
+    args.extend(more);
+    args.push("what is 5 + 7?");
+    let (code, out, err) = hogwild(&args);
     assert_eq!(code, Some(0), "{err}");
     let (header, events) = out.split_once('\n').unwrap();
-    (
-        serde_json::from_str(header).unwrap(),
-        events.to_owned(),
-        err,
-    )
+    let header = serde_json::from_str(header).unwrap();
+    (header, events.to_owned(), err)
 }
 
 #[test]
 fn a_run_on_two_devices_writes_the_same_events_and_is_replayed() {
     let names = [Some("cpu".to_owned()), adapter::adapter().map(|a| a.name())];
+    let dir = tempfile::tempdir().unwrap();
+    let [prompt, path] = ["prompt.txt", "log.jsonl"].map(|name| dir.path().join(name));
+    fs::write(&prompt, "{problem}\n").unwrap();
     for name in names.into_iter().flatten() {
-        let (one, want, said) = session(&["--device", &name]);
+        let (one, want, said) = session(&prompt, &["--device", &name]);
         assert_eq!(one["device"], name, "the only device");
         assert!(one.get("layers").is_none(), "nothing of one");
         assert!(!said.contains("layers"), "{said}");
         let two = format!("{name}, {name}");
-        let (header, events, said) = session(&["--device", &two, "--layers", "1,1"]);
+        let (header, events, said) = session(&prompt, &["--device", &two, "--layers", "1,1"]);
         assert_eq!(header["device"], format!("{name},{name}"), "both devices");
         assert_eq!(header["layers"], json!([1, 1]), "and their layers");
         let places = format!("layers 0 on {name}; layers 1 on {name}");
         assert!(said.contains(&places), "no '{places}' in: {said}");
         assert!(events == want, "the same events on {two}");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log.jsonl");
+        assert!(
+            want.contains("\"event\":\"step_closed\""),
+            "a step is moved"
+        );
         let replay = |header: &Value| {
             fs::write(&path, format!("{header}\n{events}")).unwrap();
             hogwild(&["replay", path.to_str().unwrap()])
@@ -455,13 +465,14 @@ fn lists_that_make_no_sense_are_refused_with_advice() {
         ("cpu", "1,1", 2, "--layers has 2 numbers for 1 devices"),
         ("cpu,cpu", "2,0", 2, "leaves a device without a layer"),
         ("cpu,cpu", "2,1", 2, "are 3 layers, but the model has 2"),
-        ("cpu,cpu", "-1,3", 2, "--layers"),
+        ("cpu,cpu", "-1,3", 2, "invalid value"),
         ("cpu,cpu", "1;1", 2, "invalid value"),
         ("cpu,cpu", "18446744073709551615,3", 2, "are more layers"),
     ] {
         let mut args = vec!["generate", "-m", MODEL, "-n", "1", "--device", list, "x"];
-        if !layers.is_empty() {
-            args.extend(["--layers", layers]);
+        let layers = format!("--layers={layers}");
+        if layers != "--layers=" {
+            args.push(&layers);
         }
         let (got, out, err) = hogwild(&args);
         assert_eq!(got, Some(code), "{list} {layers}: {err}");

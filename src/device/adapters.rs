@@ -279,13 +279,12 @@ pub fn choose_all(wanted: &str) -> Result<Vec<Choice>> {
         // A name may have commas itself: the longest that there is counts.
         let found = (1..=rest.len()).rev().find_map(|n| {
             let name = rest[..n].join(",");
-            let name = name.trim();
-            let choice = match name {
-                "" => None,
+            let choice = match name.trim() {
+                _ if rest[..n].iter().any(|piece| piece.trim().is_empty()) => None,
                 "cpu" => Some(Choice::Cpu {
                     why: "it was asked for".into(),
                 }),
-                _ => named(&adapters, name, &mut uses).map(Choice::Adapter),
+                name => named(&adapters, name, &mut uses).map(Choice::Adapter),
             };
             Some((choice?, n))
         });

@@ -110,74 +110,15 @@ pub fn place(
             rooms.len()
         )));
     }
+    let wish = Wish {
+        context,
+        kv,
+        by_hand,
+    };
     let costs = Costs::of(files, None);
-    let placed = |costs: &Costs<'_>, rooms: &[Room], context, kv| {
-        by_hand
-            .filter(|placement| placement.ranges().count() == rooms.len())
-            .cloned()
-            .unwrap_or_else(|| costs.share_out(rooms, context, kv))
+    let Some(Shortage { need, have, who }) = costs.shortage(wish, rooms) else {
+        return Ok(costs.place(wish, rooms));
     };
-    let shortage = |costs: &Costs<'_>, rooms: &[Room], context, kv| {
-        costs.shortage(&placed(costs, rooms, context, kv), rooms, context, kv)
-    };
-    let Some(Shortage { need, have, who }) = shortage(&costs, rooms, context, kv) else {
-        return Ok(placed(&costs, rooms, context, kv));
-    };
-    let (seen, mut advice) = (seen(), Vec::new());
-    let kinds = if kv == DType::F32 {
-        &[DType::F32, DType::F16][..]
-    } else {
-        &[kv]
-    };
-    for &kind in kinds {
-        let most = largest(context, |context| {
-            shortage(&costs, rooms, context, kind).is_none()
-        });
-        let flag = if kind == kv {
-            String::new()
-        } else {
-            format!("--kv-dtype {kind} ")
-        };
-        if most == context {
-            advice.push(format!("{flag}would fit"));
-        } else if most >= LEAST_CONTEXT {
-            advice.push(format!("{flag}--context {most} would fit"));
-        }
-    }
-    if by_hand.is_some() {
-        let shared = costs.share_out(rooms, context, kv);
-        if costs.shortage(&shared, rooms, context, kv).is_none() {
-            advice.push("without --layers it would fit".into());
-        }
-    }
-    if let Some(n) = (rooms.len() + 1..=seen.len().min(n_layers))
-        .find(|&n| shortage(&costs, &seen[..n], context, kv).is_none())
-    {
-        let names: Vec<_> = seen[..n].iter().map(|room| &room.device[..]).collect();
-        advice.push(format!("--device \"{}\" would fit", names.join(",")));
-    }
-    if files.config.quantised.is_none() {
-        for dtype in [DType::U8, DType::U4] {
-            let codes = Costs::of(files, Some(dtype));
-            if shortage(&codes, rooms, context, kv).is_none() {
-                let bits = dtype.bits();
-                advice.push(format!(
-                    "`hogwild quantize --bits {bits}` makes {} of the weights, which would fit",
-                    gb(codes.need(0..n_layers, context, kv).weights)
-                ));
-            }
-        }
-    }
-    if advice.is_empty() {
-        let others = if rooms.len() > 1 {
-            "name more devices"
-        } else {
-            "use another --device"
-        };
-        advice.push(format!(
-            "neither a shorter context nor quantised weights would fit; {others}"
-        ));
-    }
     let part = if rooms.len() > 1 {
         let layers: Vec<_> = who.layers.iter().map(shown).collect();
         format!(" (layers {})", layers.join(" and "))
@@ -194,8 +135,82 @@ pub fn place(
             gb(need.scratch)
         ),
         have: format!("{} free on {}", gb(have), who.devices.join(" and ")),
-        advice: advice.join("; "),
+        advice: advice(files, &costs, wish, rooms, &seen()).join("; "),
     })
+}
+
+/// What would fit where a wish does not.
+fn advice(
+    files: &ModelFiles,
+    costs: &Costs<'_>,
+    wish: Wish<'_>,
+    rooms: &[Room],
+    seen: &[Room],
+) -> Vec<String> {
+    let mut advice = Vec::new();
+    let kinds = if wish.kv == DType::F32 {
+        &[DType::F32, DType::F16][..]
+    } else {
+        &[wish.kv]
+    };
+    for &kv in kinds {
+        let fits = |context| {
+            let wish = Wish {
+                context,
+                kv,
+                ..wish
+            };
+            costs.shortage(wish, rooms).is_none()
+        };
+        let most = largest(wish.context, fits);
+        let flag = if kv == wish.kv {
+            String::new()
+        } else {
+            format!("--kv-dtype {kv} ")
+        };
+        if most == wish.context {
+            advice.push(format!("{flag}would fit"));
+        } else if most >= LEAST_CONTEXT {
+            advice.push(format!("{flag}--context {most} would fit"));
+        }
+    }
+    let in_proportion = Wish {
+        by_hand: None,
+        ..wish
+    };
+    if wish.by_hand.is_some() && costs.shortage(in_proportion, rooms).is_none() {
+        advice.push("without --layers it would fit".into());
+    }
+    let more = rooms.len() + 1..=seen.len().min(costs.layers.len());
+    let enough = |n: &usize| costs.shortage(in_proportion, &seen[..*n]).is_none();
+    if let Some(n) = more.into_iter().find(enough) {
+        let names: Vec<_> = seen[..n].iter().map(|room| &room.device[..]).collect();
+        advice.push(format!("--device \"{}\" would fit", names.join(",")));
+    }
+    if files.config.quantised.is_none() {
+        for dtype in [DType::U8, DType::U4] {
+            let codes = Costs::of(files, Some(dtype));
+            if codes.shortage(wish, rooms).is_none() {
+                let bits = dtype.bits();
+                let all = codes.need(0..codes.layers.len(), wish.context, wish.kv);
+                advice.push(format!(
+                    "`hogwild quantize --bits {bits}` makes {} of the weights, which would fit",
+                    gb(all.weights)
+                ));
+            }
+        }
+    }
+    if advice.is_empty() {
+        let others = if rooms.len() > 1 {
+            "name more devices"
+        } else {
+            "use another --device"
+        };
+        advice.push(format!(
+            "neither a shorter context nor quantised weights would fit; {others}"
+        ));
+    }
+    advice
 }
 
 /// A range of layers, for people.
@@ -205,6 +220,15 @@ pub fn shown(layers: &Range<usize>) -> String {
     } else {
         format!("{} to {}", layers.start, layers.end.saturating_sub(1))
     }
+}
+
+/// What a model is loaded for.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    context: usize,
+    kv: DType,
+    /// Where its layers shall be, if not in proportion.
+    by_hand: Option<&'a Placement>,
 }
 
 /// Memory that does not suffice.
@@ -274,7 +298,8 @@ impl<'a> Costs<'a> {
         }
     }
 
-    /// So many layers on each device that the fullest is as empty as can be, but one at least.
+    /// So many layers on each device, at least one, as are in proportion to its room; but so that the fullest is
+    /// as empty as can be: what fits at all fits so.
     fn share_out(&self, rooms: &[Room], context: usize, kv: DType) -> Placement {
         let (n, n_layers) = (rooms.len(), self.layers.len());
         if n == 1 {
@@ -299,53 +324,67 @@ impl<'a> Costs<'a> {
             free.saturating_sub(fixed).max(1) as f64
         };
         let rooms: Vec<f64> = (0..n).map(room).collect();
-        // As many layers as fit a share of everyone's room; the last takes the rest, if it can.
-        let fill = |share: f64| {
-            let (mut counts, mut layer) = (Vec::with_capacity(n), 0);
-            for (at, room) in rooms.iter().enumerate() {
-                // The others need one each.
-                let end = n_layers - (n - 1 - at);
-                let (first, mut sum) = (layer, 0.0);
+        // Whether the layers from one on fit a share of the rooms from one on, each of which takes one at least.
+        let fits = |share: f64, at: usize, mut layer: usize| {
+            for (at, room) in rooms.iter().enumerate().skip(at) {
+                let (first, end, mut sum) = (layer, n_layers - (n - 1 - at), 0.0);
                 while layer < end && (layer == first || sum + alone[layer] <= share * room) {
                     sum += alone[layer];
                     layer += 1;
                 }
                 if sum > share * room {
-                    return None;
+                    return false;
                 }
-                counts.push(layer - first);
             }
-            (layer == n_layers).then_some(counts)
+            layer == n_layers
         };
         let least = rooms.iter().copied().fold(f64::INFINITY, f64::min);
-        let (mut low, mut high) = (0.0, 2.0 * alone.iter().sum::<f64>() / least + 1.0);
+        let (mut low, mut share) = (0.0, 2.0 * alone.iter().sum::<f64>() / least + 1.0);
         for _ in 0..200 {
-            let middle = 0.5 * (low + high);
-            if fill(middle).is_some() {
-                high = middle;
+            let middle = 0.5 * (low + share);
+            if fits(middle, 0, 0) {
+                share = middle;
             } else {
                 low = middle;
             }
         }
-        let counts = fill(high).expect("there is room for everything");
+        let (mut counts, mut layer) = (Vec::with_capacity(n), 0);
+        for (at, room) in rooms.iter().enumerate() {
+            let (first, end, mut sum) = (layer, n_layers - (n - 1 - at), 0.0);
+            let others: f64 = rooms[at + 1..].iter().sum();
+            while layer < end {
+                let rest: f64 = alone[layer..].iter().sum();
+                let is_due = (sum + alone[layer]) * others <= rest * room;
+                let may = layer == first || sum + alone[layer] <= share * room;
+                if !(may && (layer == first || is_due || !fits(share, at + 1, layer))) {
+                    break;
+                }
+                sum += alone[layer];
+                layer += 1;
+            }
+            counts.push(layer - first);
+        }
+        // The last takes what is left, which fits it as well as can be.
+        *counts.last_mut().expect("there is a device") += n_layers - layer;
         Placement::new(counts, n_layers).expect("each has a layer")
     }
 
+    /// Where the layers go.
+    fn place(&self, wish: Wish<'_>, rooms: &[Room]) -> Placement {
+        let in_proportion = || self.share_out(rooms, wish.context, wish.kv);
+        wish.by_hand.cloned().unwrap_or_else(in_proportion)
+    }
+
     /// The first memory that has not the room for what it would get.
-    fn shortage(
-        &self,
-        placement: &Placement,
-        rooms: &[Room],
-        context: usize,
-        kv: DType,
-    ) -> Option<Shortage> {
+    fn shortage(&self, wish: Wish<'_>, rooms: &[Room]) -> Option<Shortage> {
+        let placement = self.place(wish, rooms);
         (0..rooms.len()).find_map(|pool| {
             let have = rooms[pool].free()?;
             let mut who = Who::default();
             let mut need = Need::default();
             let of_pool = rooms.iter().zip(placement.ranges());
             for (room, layers) in of_pool.filter(|(room, _)| room.pool == pool) {
-                need = need.plus(self.need(layers.clone(), context, kv));
+                need = need.plus(self.need(layers.clone(), wish.context, wish.kv));
                 if !who.devices.contains(&room.device) {
                     who.devices.push(room.device.clone());
                 }

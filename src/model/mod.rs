@@ -3,8 +3,9 @@
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
 //! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
 //! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
-//! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
-//! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
+//! `quantize` makes such a folder, `placement` says which layers are on which device, and `memory` whether
+//! they fit. Any of these files may be damaged or hostile: the worst result is an [`Error`](crate::Error) that
+//! names the file and the key, tensor or offset.
 
 mod bytes;
 pub mod config;

@@ -17,6 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::tiny::{Random, TinyModel};
+use hogwild::Error;
 use hogwild::cache::layout::View;
 use hogwild::cache::pages::{BlockId, Pages};
 use hogwild::cache::plan::{Batch, Logits, Turn};
@@ -37,15 +38,24 @@ fn tiny() -> TinyModel {
     }
 }
 
-/// A tiny model over devices, so many layers on each.
+/// A tiny model over devices, so many layers on each; weights are what was counted, and each told of once.
 fn load(devices: &[&Arc<Device>], counts: &[usize]) -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
     tiny().write(dir.path(), "placement");
     let files = ModelFiles::open(dir.path()).unwrap();
     let placement = Placement::new(counts.to_vec(), 5).unwrap();
     let devices: Vec<_> = devices.iter().map(|&device| device.clone()).collect();
-    let model = Model::load_over(&devices, &placement, &files, 512, &mut |_| {}).unwrap();
+    let mut told = 0;
+    let progress = &mut |bytes| told += bytes;
+    let model = Model::load_over(&devices, &placement, &files, 512, progress).unwrap();
+    assert_eq!(told, files.weight_bytes(), "each byte once");
     assert_eq!(model.placement(), placement, "as it was asked for");
+    for stage in model.stages() {
+        let counted = Need::of_layers(&files, stage.layers(), 512, DType::F32).weights;
+        // A word that stands in for the scales of floats.
+        let slack = stage.stored_bytes().abs_diff(counted);
+        assert!(slack <= 4, "{:?}: {slack} bytes", stage.layers());
+    }
     Arc::new(model)
 }
 
@@ -165,9 +175,21 @@ fn logits_of_two_and_three_stages_of_the_cpu_are_those_of_one() {
 
 #[test]
 fn logits_of_two_and_three_stages_of_the_adapter_are_those_of_one() {
-    if let (Some(a), Some(b)) = (adapter::adapter(), adapter::adapter()) {
-        same_bits(&Arc::new(a), &Arc::new(b));
-    }
+    let (Some(a), Some(b)) = (adapter::adapter(), adapter::adapter()) else {
+        return;
+    };
+    let (a, b) = (Arc::new(a), Arc::new(b));
+    same_bits(&a, &b);
+    // A device that goes away takes the pass with it, and nothing else.
+    let model = load(&[&a, &b], &[2, 3]);
+    let mut engine = Engine::new(model, DType::F32, 4, false).unwrap();
+    let block = engine.cache.pages.open();
+    engine.prefill(block, &[5, 6, 7], Logits::None).unwrap();
+    let before = engine.cache.pages.clone();
+    b.lose();
+    let error = engine.prefill(block, &[8], Logits::Last).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    assert_eq!(engine.cache.pages, before, "the blocks are as they were");
 }
 
 #[test]

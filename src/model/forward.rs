@@ -151,6 +151,11 @@ impl Stage {
         &self.device
     }
 
+    /// Bytes of all its weights on the device.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Which layers these are, from 0.
     pub fn layers(&self) -> Range<usize> {
         self.layers.clone()

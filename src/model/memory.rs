@@ -40,8 +40,12 @@ pub struct Need {
 impl Need {
     /// Of a model that is loaded to one device for a context.
     pub fn of(files: &ModelFiles, context: usize, kv: DType) -> Self {
-        let all = 0..files.config.n_layers;
-        Costs::of(files, None).need(all, context, kv)
+        Self::of_layers(files, 0..files.config.n_layers, context, kv)
+    }
+
+    /// Of a range of its layers on a device of several.
+    pub fn of_layers(files: &ModelFiles, layers: Range<usize>, context: usize, kv: DType) -> Self {
+        Costs::of(files, None).need(layers, context, kv)
     }
 
     /// All of it.

@@ -116,8 +116,15 @@ impl Model {
             "a placement of the model's layers"
         );
         say_table(config, n_positions);
+        // A tied embedding is read twice where first and last layer are apart.
+        let mut left = files.weight_bytes();
+        let mut tell = |bytes: u64| {
+            let now = bytes.min(left);
+            left -= now;
+            progress(now);
+        };
         let stage = |(device, layers): (&Arc<Device>, Range<usize>)| {
-            let weights = load(device, files, layers.clone(), progress)?;
+            let weights = load(device, files, layers.clone(), &mut tell)?;
             Stage::new(device.clone(), config, layers, weights, n_positions)
         };
         let stages = devices.iter().zip(ranges).map(stage);
@@ -183,7 +190,7 @@ impl Model {
 
     /// Bytes of all its weights on its devices.
     pub fn stored_bytes(&self) -> u64 {
-        self.0.iter().map(|stage| stage.weights().bytes()).sum()
+        self.0.iter().map(Stage::stored_bytes).sum()
     }
 
     /// Positions that its tables of angles cover.

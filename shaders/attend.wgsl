@@ -28,6 +28,7 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
+    n_pairs: u32,
     n_rows: u32,
     rows_per_work: u32,
     scale: f32,
@@ -39,7 +40,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> work: array<vec4<u32>>;          // [n_work]: first tile, end, first pair, pairs
 @group(0) @binding(3) var<storage, read> pair_rows: array<u32>;           // [n_pairs]
 @group(0) @binding(4) var<storage, read> locations: array<i32>;           // [n_blocks, n_rows]
-@group(0) @binding(5) var<storage, read> angles: array<vec4<f32>>;        // [n, HEAD_DIM / 2]: cos, sin
+@group(0) @binding(5) var<storage, read> angles: array<vec4<f32>>;        // [n, PAIRS]: cos, sin
 @group(0) @binding(6) var<storage, read> q: array<vec4<f32>>;             // [n_rows, n_heads, HEAD_DIM]
 @group(0) @binding(7) var<storage, read> keys: array<Kv4>;                // [n_slots, n_kv_heads, HEAD_DIM]
 @group(0) @binding(8) var<storage, read> values: array<Kv8>;              // [n_slots, n_kv_heads, HEAD_DIM]
@@ -52,6 +53,7 @@ const HEADS = PARTS * LANE_HEADS;         // Query heads of the workgroup for ea
 const QUERIES = TEAMS * LANE_HEADS;
 const CHUNKS = HEAD_DIM / 8u;             // Eight channels, or four and the four they are rotated with.
 const SLICES = (CHUNKS + 7u) / 8u;        // Chunks of one lane.
+const TURNED = (PAIRS / 4u + 7u) / 8u;    // Those of them that have channels which rotate, the first ones.
 const LINE = 17u;                         // 16 fours of scores; one more, or all lines begin in one bank.
 const LANES = 64u * TEAMS / STEPS;
 
@@ -123,8 +125,8 @@ fn main(
     }
     var block = 0xffffffffu;
     var location = -1;
-    var cos: array<vec4<f32>, SLICES>;
-    var sin: array<vec4<f32>, SLICES>;
+    var cos: array<vec4<f32>, TURNED>;
+    var sin: array<vec4<f32>, TURNED>;
 
     // In the softmax: the state of query lane / 4.
     var best = NEG_LARGE;
@@ -176,13 +178,15 @@ fn main(
                         if block_of[here] != block {
                             block = block_of[here];
                             location = locations[block * params.n_rows + row];
-                            let at = u32(max(location, 0)) * (2u * CHUNKS);
-                            for (var s = 0u; s < SLICES; s++) {
-                                let c = min(slice + s * 8u, CHUNKS - 1u);
+                            let at = u32(max(location, 0)) * (PAIRS / 2u);
+                            for (var s = 0u; s < TURNED; s++) {
+                                let c = min(slice + s * 8u, PAIRS / 4u - 1u);
                                 let a = angles[at + 2u * c];
                                 let b = angles[at + 2u * c + 1u];
-                                cos[s] = vec4<f32>(a.xz, b.xz);
-                                sin[s] = vec4<f32>(a.yw, b.yw);
+                                // What is behind the last pair stays as it is.
+                                let turns = vec4<bool>(slice + s * 8u < PAIRS / 4u);
+                                cos[s] = select(vec4<f32>(1.0), vec4<f32>(a.xz, b.xz), turns);
+                                sin[s] = select(vec4<f32>(), vec4<f32>(a.yw, b.yw), turns);
                             }
                         }
                         let index = i32(index_of[here]);
@@ -191,8 +195,12 @@ fn main(
                         for (var s = 0u; s < SLICES; s++) {
                             let lo = kv4_load(k_lo[s]);
                             let hi = kv4_load(k_hi[s]);
-                            let turned_lo = lo * cos[s] + hi * sin[s];
-                            let turned_hi = hi * cos[s] - lo * sin[s];
+                            var turned_lo = lo;
+                            var turned_hi = hi;
+                            if s < TURNED {
+                                turned_lo = lo * cos[s] + hi * sin[s];
+                                turned_hi = hi * cos[s] - lo * sin[s];
+                            }
                             for (var h = 0u; h < LANE_HEADS; h++) {
                                 sums[h][j] += dot(q_lo[h * SLICES + s], turned_lo)
                                     + dot(q_hi[h * SLICES + s], turned_hi);

@@ -19,7 +19,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;         // [n_pairs, n_heads]: max, sum
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;       // [n_rows, n_heads, HEAD_DIM]
 
-const LANES = 128u;
 const WIDTH = HEAD_DIM / 4u;
 const GROUPS = LANES / WIDTH;
 const MOST = 512u; // Partials that are weighed at once.
@@ -27,9 +26,9 @@ const MOST = 512u; // Partials that are weighed at once.
 var<workgroup> places: array<u32, MOST>;
 var<workgroup> weights: array<f32, MOST>;
 var<workgroup> sums: array<vec4<f32>, LANES>;
-// A number of each subgroup, of which there are at most 32.
-var<workgroup> bests: array<f32, 32>;
-var<workgroup> totals: array<f32, 32>;
+// A number of each subgroup, which have four lanes or more.
+var<workgroup> bests: array<f32, LANES / 4u>;
+var<workgroup> totals: array<f32, LANES / 4u>;
 
 @compute @workgroup_size(LANES)
 fn main(

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use adapter::devices;
 use common::textbook::{Row, Textbook};
-use common::tiny::{Random, TinyModel, TinyRope};
+use common::tiny::{Random, TinyLatent, TinyModel, TinyRope};
 use half::{bf16, f16};
 use hogwild::Error;
 use hogwild::cache::layout::{Layout, Shared, View};
@@ -50,6 +50,22 @@ fn wide_heads() -> TinyModel {
 fn windowed() -> TinyModel {
     TinyModel {
         window: Some(70),
+        ..TinyModel::default()
+    }
+}
+
+/// Three heads that share a latent; widths that kernels pad, pairs of channels that rotate as halves.
+fn latent() -> TinyModel {
+    TinyModel {
+        heads: 3,
+        latent: Some(TinyLatent {
+            q_rank: Some(20),
+            rank: 20,
+            nope: 12,
+            rope: 12,
+            v: 10,
+            interleaved: false,
+        }),
         ..TinyModel::default()
     }
 }
@@ -310,7 +326,7 @@ fn beside(model: &Arc<Model>, layout: Layout, n_others: usize) -> Vec<Vec<f32>> 
 #[test]
 fn a_workers_bits_do_not_depend_on_who_else_is_in_the_pass() {
     for device in devices().into_iter().map(Arc::new) {
-        for shape in [TinyModel::default(), wide_heads(), windowed()] {
+        for shape in [TinyModel::default(), wide_heads(), windowed(), latent()] {
             let model = load(&device, &shape, "beside", 1024);
             let alone = bits(&beside(&model, Layout::Interleaved, 0));
             for n_others in [1, 2, 7, 15] {
@@ -737,10 +753,21 @@ fn every_shape_of_model_agrees_with_the_textbook() {
                 ..shape(6, 3, 128)
             },
         ),
+        (
+            "deepseek_v3, 3 heads, widths that nothing divides, yarn, bf16",
+            TinyModel {
+                bias: true,
+                dtype: Dtype::BF16,
+                rope: yarn,
+                new_config: true,
+                vocab: VOCAB,
+                ..latent()
+            },
+        ),
     ];
     for (what, shape) in shapes {
         let (textbook, models) = models(&shape, what, 512);
-        if shape.rope == yarn {
+        if shape.rope == yarn && shape.latent.is_none() {
             let multiplier = textbook.rope().1;
             assert!(multiplier > 1.1, "{multiplier} must be told from 1");
         }

@@ -273,7 +273,7 @@ const UP1: &str = "model.layers.1.mlp.up_proj.weight";
 /// Single values, one kind a line: its name, where the value is set, the key, the value, and what
 /// the message must name.
 ///
-/// It is set in one of the configs (and the message must name the weights where it says so), in the
+/// It is set in one of the configs, or that of a model with a latent (and the message must name the weights where it says so), in the
 /// weight map of the index, in a good `rope_scaling` of the type that is named instead, or
 /// in the header at the tensor that is named instead.
 const VALUES: &str = r#"
@@ -408,6 +408,49 @@ llama3 without a factor | llama3 | factor | null | rope_scaling.factor
 llama3 with its bounds swapped | llama3 | low_freq_factor | 5.0 | rope_scaling.high_freq_factor
 llama3 with equal bounds | llama3 | low_freq_factor | 4.0 | rope_scaling.high_freq_factor
 llama3 without its first length | llama3 | original_max_position_embeddings | null | original_max_position_embeddings
+a latent of 0 | deepseek | kv_lora_rank | 0 | kv_lora_rank
+no latent | deepseek | kv_lora_rank | null | kv_lora_rank
+a latent of 2^60 | deepseek | kv_lora_rank | 1152921504606846976 | kv_lora_rank
+a latent wider than is computed | deepseek | kv_lora_rank | 1017 | kv_lora_rank 1017 with 8 rotated channels is not
+a latent in words | deepseek | kv_lora_rank | "16" | kv_lora_rank
+compressed queries of 0 | deepseek | q_lora_rank | 0 | q_lora_rank
+compressed queries below 0 | deepseek | q_lora_rank | -24 | q_lora_rank
+no channel of a key rotated | deepseek | qk_rope_head_dim | 0 | qk_rope_head_dim
+an odd number of channels of a key rotated | deepseek | qk_rope_head_dim | 7 | qk_rope_head_dim
+more channels of a key rotated than is computed | deepseek | qk_rope_head_dim | 16777216 | head_dim
+no channel of a key unrotated | deepseek | qk_nope_head_dim | 0 | qk_nope_head_dim
+a key of 2^24 channels | deepseek | qk_nope_head_dim | 16777216 | head_dim
+values of 0 | deepseek | v_head_dim | 0 | v_head_dim
+values of 2^24 channels | deepseek | v_head_dim | 16777216 | num_attention_heads
+a head other than what rotates | deepseek | head_dim | 16 | head_dim
+keys shared by heads twice | deepseek | num_key_value_heads | 2 | num_key_value_heads
+a part of the rotated channels rotated | deepseek | partial_rotary_factor | 0.5 | partial_rotary_factor
+interleaving as a number | deepseek | rope_interleave | 1 | rope_interleave
+no experts to choose from | deepseek | n_routed_experts | 0 | n_routed_experts
+2^20 experts | deepseek | n_routed_experts | 1048576 | n_routed_experts
+groups that do not divide the experts | deepseek | n_group | 3 | n_group
+groups of one expert | deepseek | n_group | 8 | n_group
+no groups | deepseek | n_group | 0 | n_group
+more groups than there are | deepseek | topk_group | 5 | topk_group
+more experts than there are | deepseek | num_experts_per_tok | 9 | num_experts_per_tok
+more experts than the groups have | deepseek | num_experts_per_tok | 5 | num_experts_per_tok
+shared experts of 2^30 columns | deepseek | n_shared_experts | 1000000 | n_shared_experts
+experts of 0 | deepseek | moe_intermediate_size | 0 | moe_intermediate_size
+weights of experts times 0 | deepseek | routed_scaling_factor | 0 | routed_scaling_factor
+weights of experts beyond f32 | deepseek | routed_scaling_factor | 1e60 | routed_scaling_factor
+normalised as a number | deepseek | norm_topk_prob | 1 | norm_topk_prob
+a softmax of groups | deepseek | scoring_func | "softmax" | scoring_func 'softmax' is not
+another way to choose | deepseek | topk_method | "group_limited_greedy" | topk_method 'group_limited_greedy' is not
+experts in every other layer | deepseek | moe_layer_freq | 2 | moe_layer_freq 2 is not
+dense layers below 0 | deepseek | first_k_dense_replace | -1 | first_k_dense_replace
+further tokens below 0 | deepseek | num_nextn_predict_layers | -1 | num_nextn_predict_layers
+a latent other than the tensors' | deepseek and weights | kv_lora_rank | 24 | self_attn.kv_a_proj_with_mqa.weight
+values other than the tensors' | deepseek and weights | v_head_dim | 24 | self_attn.kv_b_proj.weight
+queries that are not compressed but in the tensors | deepseek and weights | q_lora_rank | null | self_attn.q_a_layernorm.weight
+more shared experts than in the tensors | deepseek and weights | n_shared_experts | 2 | mlp.shared_experts.gate_proj.weight
+no shared experts but in the tensors | deepseek and weights | n_shared_experts | 0 | mlp.shared_experts
+more dense layers than in the tensors | deepseek and weights | first_k_dense_replace | 2 | model.layers.1.mlp.
+more layers behind the last than said | deepseek and weights | num_hidden_layers | 1 | model.layers.2.
 a temperature below 0 | generation | temperature | -1 | temperature
 a temperature beyond f32 | generation | temperature | 1e300 | temperature
 a temperature in words | generation | temperature | "hot" | temperature
@@ -456,6 +499,8 @@ fn value_rows() -> Vec<Row> {
         match place {
             "config" => row(name, CONFIG, said, set(key, value)),
             "config and weights" => row(name, SINGLE, said, set(key, value)),
+            "deepseek" => on(DEEPSEEK, name, CONFIG, said, set(key, value)),
+            "deepseek and weights" => on(DEEPSEEK, name, SINGLE, said, set(key, value)),
             "generation" => row(name, GENERATION, said, set_generation(key, value)),
             "index" => row2(name, INDEX, said, move |dir| {
                 edit_index(dir, |map| drop(map.insert(key.into(), value.clone())));
@@ -555,6 +600,49 @@ fn config_rows() -> Vec<Row> {
             set("sliding_window", json!(64))(dir);
             set("layer_types", json!(vec!["sliding_attention"; 3]))(dir);
         }),
+    ]
+}
+
+/// A model with a latent and experts.
+const DEEPSEEK: &str = "../plain_deepseek_v3/model";
+
+fn latent_rows() -> Vec<Row> {
+    let without = |tensor: &'static str| move |dir: &Path| take(tensor)(dir);
+    vec![
+        on(DEEPSEEK, "no word of queries", CONFIG, "q_lora_rank", |d| {
+            edit(d, CONFIG, |map| drop(map.remove("q_lora_rank")));
+        }),
+        on(
+            DEEPSEEK,
+            "experts without a bias for the choice",
+            SINGLE,
+            "e_score_correction_bias",
+            without("model.layers.1.mlp.gate.e_score_correction_bias"),
+        ),
+        on(
+            DEEPSEEK,
+            "a latent without its norm",
+            SINGLE,
+            "kv_a_layernorm",
+            without("model.layers.2.self_attn.kv_a_layernorm.weight"),
+        ),
+        on(
+            DEEPSEEK,
+            "a layer for further tokens that should not be",
+            SINGLE,
+            "model.layers.3.eh_proj.weight",
+            |dir| {
+                add("model.layers.3.eh_proj.weight", "BF16", json!([8]), 16)(dir);
+                set("num_nextn_predict_layers", json!(0))(dir);
+            },
+        ),
+        on(
+            DEEPSEEK,
+            "a second layer for further tokens",
+            SINGLE,
+            "model.layers.4.eh_proj.weight",
+            add("model.layers.4.eh_proj.weight", "BF16", json!([8]), 16),
+        ),
     ]
 }
 
@@ -1298,6 +1386,7 @@ fn link_rows() -> Vec<Row> {
 fn every_kind_of_damage_is_refused_on_one_line_that_names_it() {
     let mut rows = value_rows();
     rows.extend(config_rows());
+    rows.extend(latent_rows());
     rows.extend(rope_rows());
     rows.extend(generation_rows());
     rows.extend(header_rows());
@@ -1309,7 +1398,7 @@ fn every_kind_of_damage_is_refused_on_one_line_that_names_it() {
     names.sort_unstable();
     names.dedup();
     eprintln!("{} kinds of damage", names.len());
-    assert!(names.len() >= 60, "only {} kinds", names.len());
+    assert!(names.len() >= 120, "only {} kinds", names.len());
     assert_eq!(names.len(), rows.len(), "a name is used twice");
 
     let mut wrong = Vec::new();

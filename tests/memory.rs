@@ -23,7 +23,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::packed::{self, Order, Packing, Style};
-use common::tiny::TinyModel;
+use common::tiny::{TinyLatent, TinyModel};
 use hogwild::cache::layout::Layout;
 use hogwild::demo::Problem;
 use hogwild::device::{DType, Device};

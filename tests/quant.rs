@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use common::packed::{self, Order, Packing, Style};
 use common::textbook::{Row, Textbook};
-use common::tiny::TinyModel;
+use common::tiny::{TinyLatent, TinyModel};
 use hogwild::cache::plan::Logits;
 use hogwild::device::{DType, Device};
 use hogwild::model::quantize::{Options, quantize};
@@ -132,6 +132,22 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
         rotary: 0.75,
         ..qwen2.clone()
     };
+    // What makes keys and values is taken apart, and widened for that.
+    let latent = TinyModel {
+        latent: Some(TinyLatent {
+            q_rank: Some(40),
+            rank: 24,
+            nope: 16,
+            rope: 8,
+            v: 24,
+            interleaved: true,
+        }),
+        ..llama.clone()
+    };
+    let but_router = Packing {
+        float: &["mlp.gate.weight"],
+        ..packing(Compressed, 4, 32, Plain)
+    };
     let [q, l, n, o, w] = [&qwen2, &llama, &qwen3, &odd, &wide];
     let [p, f, uneven] = [&parts, &phi3(160), &phi3(172)];
     let some_float = Packing {
@@ -183,6 +199,7 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
             w,
             packing(Compressed, 8, 128, Plain),
         ),
+        ("compressed, a latent and experts", &latent, but_router),
         (
             "compressed in an order",
             o,

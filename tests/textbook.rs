@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, fs, iter::zip};
 use common::{
     golden::{self, Case, Event, Expected, HogwildCase, LogitsRows, PlainCase, Script},
     textbook::{Row, Textbook},
-    tiny::{Random, TinyModel, TinyRope},
+    tiny::{Random, TinyLatent, TinyModel, TinyRope},
 };
 use safetensors::Dtype;
 
@@ -165,7 +165,7 @@ fn run_hogwild(
         if let Some(("kv", rest)) = name.split_once('.') {
             let parts: Vec<_> = rest.split('.').collect();
             let (tokens, layer) = (&blocks[parts[0]], parts[1].parse().unwrap());
-            // Rows of `[n_kv_heads, block_len, head_dim]`: of head 0 first.
+            // Rows of `[n_kv_heads, block_len, width]`: of head 0 first.
             let (len, head_dim) = (want.shape[1], want.shape[2]);
             assert_eq!(tokens.len(), len, "{name}: length of the block");
             for (n, want) in want.rows().enumerate() {
@@ -379,6 +379,7 @@ fn yarn_slows_the_channels_that_transformers_slows() {
 }
 
 /// Every mechanism of the tiny models at least once.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn tiny_models() -> Vec<(&'static str, TinyModel)> {
     let base = TinyModel::default;
     let llama3 = TinyRope::Llama3 {
@@ -453,6 +454,21 @@ fn tiny_models() -> Vec<(&'static str, TinyModel)> {
             "mistral",
             TinyModel {
                 window: Some(5),
+                ..base()
+            },
+        ),
+        (
+            "deepseek_v3",
+            TinyModel {
+                rope: yarn,
+                latent: Some(TinyLatent {
+                    q_rank: Some(20),
+                    rank: 24,
+                    nope: 12,
+                    rope: 8,
+                    v: 20,
+                    interleaved: true,
+                }),
                 ..base()
             },
         ),

@@ -30,6 +30,8 @@ pub struct CacheShape {
     pub n_kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
+    /// Tensors of a layer: 2, or 1 where keys are values too.
+    pub copies: usize,
     /// Storage type: f16, bf16 or f32.
     pub dtype: DType,
     /// Whether all layers use the memory of one, as no model does: for benches of large shapes.
@@ -39,7 +41,7 @@ pub struct CacheShape {
 impl CacheShape {
     /// Bytes of keys and values of one token in all layers.
     pub fn bytes_per_token(&self) -> usize {
-        self.n_layers * 2 * self.n_kv_heads * self.head_dim * self.dtype.size()
+        self.n_layers * self.copies * self.n_kv_heads * self.head_dim * self.dtype.size()
     }
 }
 
@@ -75,10 +77,14 @@ impl KvCache {
             let device = device_of(layer);
             layers.push(match layers.first() {
                 Some(first) if shape.shared => first.clone(),
-                _ => [
-                    device.tensor(&dims, shape.dtype)?,
-                    device.tensor(&dims, shape.dtype)?,
-                ],
+                _ => {
+                    let keys = device.tensor(&dims, shape.dtype)?;
+                    let values = match shape.copies {
+                        1 => keys.clone(),
+                        _ => device.tensor(&dims, shape.dtype)?,
+                    };
+                    [keys, values]
+                }
             });
         }
         Ok(Self {
@@ -88,7 +94,7 @@ impl KvCache {
         })
     }
 
-    /// Keys and values of a layer, `[n_slots, n_kv_heads, head_dim]`.
+    /// Keys and values of a layer, `[n_slots, n_kv_heads, head_dim]`; the same tensor twice where they are one.
     pub fn layer(&self, layer: usize) -> [&Tensor; 2] {
         let [keys, values] = &self.layers[layer];
         [keys, values]

@@ -1,7 +1,7 @@
 //! The bytes that a pass must move, whatever its kernels do: the roof that a bench measures against.
 
 use super::Model;
-use super::load::{Layer, Matrix, Pieces, Weights};
+use super::load::{Layer, Matrix, Pieces, Router, Weights};
 use crate::cache::CacheShape;
 use crate::device::Tensor;
 
@@ -35,7 +35,10 @@ impl Model {
 
     /// Multiplications and additions of `rows` rows in the matrices of all layers.
     pub fn flops(&self, rows: usize) -> f64 {
-        let elements = |layer: &Layer| -> usize { matrices(layer).map(|m| m.weight.len()).sum() };
+        let elements = |layer: &Layer| -> usize {
+            let matrices = layer.matrices().into_iter();
+            matrices.map(|m| m.weight.len()).sum()
+        };
         let layers = self.stages().iter().flat_map(|s| &s.weights().layers);
         let elements: usize = layers.map(elements).sum();
         2.0 * elements as f64 * rows as f64
@@ -46,30 +49,19 @@ fn pieces(pieces: &Pieces) -> usize {
     pieces.0.iter().map(|(_, piece)| piece.bytes()).sum()
 }
 
-fn matrices(layer: &Layer) -> impl Iterator<Item = &Matrix> {
-    [&layer.qkv, &layer.out, &layer.gate_up, &layer.down].into_iter()
-}
-
 fn layer(layer: &Layer, share: f64) -> usize {
-    let vectors = [
-        &layer.attention_norm,
-        &layer.feed_forward_norm,
-        &layer.qkv_bias,
-        &layer.q_norm,
-        &layer.k_norm,
-    ];
     let bytes = |m: &Matrix| m.weight.bytes() + m.scales.bytes();
-    let small: usize = vectors.into_iter().map(Tensor::bytes).sum();
-    let attention = bytes(&layer.qkv) + bytes(&layer.out);
-    let feed_forward = bytes(&layer.gate_up) + bytes(&layer.down);
-    let Some((router, _)) = &layer.router else {
-        return small + attention + feed_forward;
+    let vectors: usize = layer.vectors().into_iter().map(Tensor::bytes).sum();
+    let matrices: usize = layer.matrices().into_iter().map(bytes).sum();
+    let Some(Router { matrix, .. }) = &layer.router else {
+        return vectors + matrices;
     };
+    let experts = bytes(&layer.gate_up) + bytes(&layer.down);
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a share of a count of bytes"
     )]
-    let chosen = (feed_forward as f64 * share) as usize;
-    small + attention + bytes(router) + chosen
+    let chosen = (experts as f64 * share) as usize;
+    vectors + matrices - experts + bytes(matrix) + chosen
 }

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::families::{self, Family, Window};
+use super::families::{self, Family, Mixture, Window};
 use super::json::{self, shown, shown_value};
 use super::quant::Scheme;
+use crate::ops::attend::MAX_DIM;
 use crate::ops::route::{MAX_EXPERTS, Routing};
 use crate::{Error, Result, TokenId};
 
@@ -33,7 +34,7 @@ const MAX_POSITIONS: usize = 1 << 28;
 /// Bound of counts that only limit something, such as a window, in tokens.
 const MAX_COUNT: usize = u32::MAX as usize;
 
-/// The numbers that describe a dense decoder.
+/// The numbers that describe a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What the family adds.
@@ -46,9 +47,9 @@ pub struct Config {
     pub n_layers: usize,
     /// Query heads.
     pub n_heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// Key and value heads; divides the query heads. Of latents, one.
     pub n_kv_heads: usize,
-    /// Width of one head: 8 to 256, divisible by 8.
+    /// Width of one head in attention, divisible by 8: 8 to 256; of latents, what the cache holds of a token.
     pub head_dim: usize,
     /// Rows of the embedding; at least the number of tokens.
     pub vocab_size: usize,
@@ -62,6 +63,12 @@ pub struct Config {
     pub rotary_dim: usize,
     /// Rotary positions.
     pub rope: Rope,
+    /// Multiplies the products of queries and keys.
+    pub attention_scale: f32,
+    /// The latent that all heads share in place of keys and values, where the family has it.
+    pub latent: Option<Latent>,
+    /// Layers behind the last that a checkpoint may have: they predict further tokens, and are not computed.
+    pub extra_layers: usize,
     /// Tokens that a query of each layer sees, its own included; none: every one before it.
     pub windows: Vec<Option<usize>>,
     /// The id that begins a text, if the model has one.
@@ -75,13 +82,81 @@ pub struct Config {
     digest: [u8; 32],
 }
 
+/// Multi-head latent attention: queries meet what keys and values are made of, in place of keys.
+///
+/// In device memory, and in the cache, a latent and its rotated channels are one head of [`Config::head_dim`]
+/// channels: each half begins with [`Latent::gap`] rotated ones, one of each pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Width that queries are made from; none: they are made from the residual stream.
+    pub q_rank: Option<usize>,
+    /// Width of the latent.
+    pub rank: usize,
+    /// Channels of a query's head that are not rotated.
+    pub nope_dim: usize,
+    /// Channels of a query's head that are, even; all heads share those of the keys.
+    pub rope_dim: usize,
+    /// Channels of a head's value.
+    pub v_dim: usize,
+    /// Whether the rotated channels of files are pairs of neighbours, or else two halves.
+    pub interleaved: bool,
+}
+
+impl Latent {
+    /// What is added to the mean squares of the norms of latents, whatever `rms_norm_eps` is.
+    pub const EPS: f32 = 1e-6;
+
+    /// Width of the latent as it is stored, padded with zeros.
+    pub fn dim(&self) -> usize {
+        self.rank.next_multiple_of(8)
+    }
+
+    /// Width of a query's channels that are not rotated, padded with zeros.
+    pub fn nope_wide(&self) -> usize {
+        self.nope_dim.next_multiple_of(8)
+    }
+
+    /// Rotated pairs of a head as they are stored, padded with pairs of zeros.
+    pub fn gap(&self) -> usize {
+        (self.rope_dim / 2).next_multiple_of(4)
+    }
+
+    /// Rows of a file that make a query's head, in the order in which they are stored; none is a row of zeros.
+    pub fn query_order(&self) -> Vec<Option<usize>> {
+        self.order(self.nope_dim, self.nope_wide())
+    }
+
+    /// Rows of a file that make a latent and its rotated channels, in the order in which they are stored.
+    pub fn key_order(&self) -> Vec<Option<usize>> {
+        self.order(self.rank, self.dim())
+    }
+
+    /// `n` rows padded to `wide`, and behind them one half of the rotated ones and then the other.
+    fn order(&self, n: usize, wide: usize) -> Vec<Option<usize>> {
+        let half = self.rope_dim / 2;
+        let rotated = |i: usize, second: usize| {
+            let row = if self.interleaved {
+                2 * i + second
+            } else {
+                i + second * half
+            };
+            (i < half).then_some(n + row)
+        };
+        let front = (0..wide).map(|i| (i < n).then_some(i));
+        let pairs = |second: usize| (0..self.gap()).map(move |i| rotated(i, second));
+        front.chain(pairs(0)).chain(pairs(1)).collect()
+    }
+}
+
 /// A mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Experts {
-    /// Experts of a layer.
+    /// Experts of a layer that tokens choose from.
     pub count: usize,
     /// Width inside an expert.
     pub intermediate_size: usize,
+    /// Width inside what all tokens go through beside those they choose, if there is any.
+    pub shared_size: Option<usize>,
     /// How a token chooses.
     pub routing: Routing,
     /// Which layers have experts.
@@ -125,6 +200,8 @@ pub enum RopeKind {
         truncate: bool,
         /// Multiplies cosines and sines.
         attention_factor: f64,
+        /// Multiplies queries and keys of latents, whole; 1 where nothing is said of it.
+        all_factor: f64,
         /// Positions of the first training, in tokens.
         original: usize,
     },
@@ -149,6 +226,17 @@ impl RopeKind {
             Self::LongRope { original, .. } => Some(n_positions > *original),
             _ => None,
         }
+    }
+
+    /// What multiplies the products of queries and keys where heads share a latent: `YaRN` has a factor of
+    /// theirs, which in other families is left to cosines and sines.
+    fn latent_scale(&self, latent: Latent) -> f32 {
+        let factor = match self {
+            Self::Yarn { all_factor, .. } => *all_factor,
+            _ => 1.0,
+        };
+        let dim = (latent.nope_dim + latent.rope_dim) as f64;
+        to_f32(factor * factor / dim.sqrt())
     }
 }
 
@@ -184,14 +272,21 @@ impl Config {
         let intermediate_size = keys.need_count("intermediate_size", MAX_WIDTH)?;
         let n_layers = keys.need_count("num_hidden_layers", MAX_LAYERS)?;
         let n_heads = keys.need_count("num_attention_heads", MAX_WIDTH)?;
-        let n_kv_heads = keys
+        let mut n_kv_heads = keys
             .count("num_key_value_heads", MAX_WIDTH)?
             .unwrap_or(n_heads);
         if !n_heads.is_multiple_of(n_kv_heads) {
             let problem = format!("{n_kv_heads} does not divide the {n_heads} attention heads");
             return Err(keys.bad("num_key_value_heads", problem));
         }
-        let head_dim = read_head_dim(&keys, family, hidden_size, n_heads)?;
+        let latent = read_latent(&keys, family, [n_heads, n_kv_heads])?;
+        let (head_dim, rotated) = if let Some(latent) = latent {
+            n_kv_heads = 1;
+            (latent.dim() + 2 * latent.gap(), latent.rope_dim)
+        } else {
+            let head_dim = read_head_dim(&keys, family, hidden_size, n_heads)?;
+            (head_dim, head_dim)
+        };
         let vocab_size = keys.need_count("vocab_size", MAX_WIDTH)?;
         let eps = keys.need_number("rms_norm_eps")?;
         if !(eps > 0.0 && eps <= 1.0 && to_f32(eps) > 0.0) {
@@ -199,7 +294,12 @@ impl Config {
             return Err(keys.bad("rms_norm_eps", problem));
         }
         let max_positions = keys.need_count("max_position_embeddings", MAX_POSITIONS)?;
-        let rotary_dim = read_rotary_dim(&keys, head_dim)?;
+        let rotary_dim = read_rotary_dim(&keys, rotated)?;
+        if latent.is_some() && rotary_dim < rotated {
+            let advice = "all of qk_rope_head_dim is rotated in this family";
+            return Err(keys.unsupported("partial_rotary_factor", "below 1", advice));
+        }
+        let rope = read_rope(&keys, family, rotary_dim, max_positions)?;
 
         let config = Self {
             family,
@@ -214,7 +314,17 @@ impl Config {
             tie_word_embeddings: keys.flag("tie_word_embeddings")?,
             max_positions,
             rotary_dim,
-            rope: read_rope(&keys, family, rotary_dim, max_positions)?,
+            attention_scale: match latent {
+                None => 1.0 / (head_dim as f32).sqrt(),
+                Some(latent) => rope.kind.latent_scale(latent),
+            },
+            rope,
+            latent,
+            extra_layers: if family.latent {
+                keys.count_or_none("num_nextn_predict_layers", MAX_LAYERS, 1)?
+            } else {
+                0
+            },
             windows: read_windows(&keys, family, n_layers)?,
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
             eos: keys.ids("eos_token_id", vocab_size)?,
@@ -254,13 +364,33 @@ impl Config {
         self.n_kv_heads * self.head_dim
     }
 
+    /// Width of what attention gives to the projection behind it.
+    pub fn attention_size(&self) -> usize {
+        self.latent
+            .map_or(self.q_size(), |latent| self.n_heads * latent.v_dim)
+    }
+
+    /// Tensors of the cache of a layer: keys and values, or the latent that is both.
+    pub fn cache_copies(&self) -> usize {
+        if self.latent.is_some() { 1 } else { 2 }
+    }
+
+    /// Pairs of channels of a head that the table of angles has.
+    pub fn n_pairs(&self) -> usize {
+        self.latent.map_or(self.head_dim / 2, |latent| latent.gap())
+    }
+
     /// The channels of a head in the order in which queries and keys have them in device memory: the place
-    /// `i` has `head_order()[i]`. None where that is their own order, since all of them are rotated.
+    /// `i` has `head_order()[i]`. None where that is their own order, since all of them are rotated, and for
+    /// latents, which have orders of their own.
     ///
     /// Kernels rotate the places `i` and `i + head_dim / 2` together. So each half begins with its half of
     /// the rotated channels; the rest follows, in pairs that are not rotated.
     pub fn head_order(&self) -> Option<Vec<usize>> {
         let (dim, rotary) = (self.head_dim, self.rotary_dim);
+        if self.latent.is_some() {
+            return None;
+        }
         let half = |rotated: Range<usize>, rest: Range<usize>| rotated.chain(rest);
         let middle = rotary.midpoint(dim);
         let first = half(0..rotary / 2, rotary..middle);
@@ -316,6 +446,7 @@ impl Config {
                 truncate,
                 attention_factor,
                 original,
+                ..
             } => {
                 let dim = self.rotary_dim as f64;
                 // The index at which a frequency makes this many turns over the first training.
@@ -496,6 +627,15 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A whole number from 0 to `max`, or else `default`; null is none.
+    fn count_or_none(&self, key: &str, max: usize, default: usize) -> Result<usize> {
+        match self.map.get(key) {
+            None => Ok(default),
+            Some(Value::Number(n)) if n.as_u64() == Some(0) => Ok(0),
+            Some(_) => Ok(self.count(key, max)?.unwrap_or(0)),
+        }
+    }
+
     pub(super) fn need_count(&self, key: &str, max: usize) -> Result<usize> {
         self.count(key, max)?.ok_or_else(|| self.missing(key))
     }
@@ -658,11 +798,16 @@ fn read_family(keys: &Keys<'_>) -> Result<&'static Family> {
     Ok(family)
 }
 
-/// The experts of a model, by the keys of Qwen's configs.
+/// The experts of a model.
 fn read_experts(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Option<Experts>> {
-    if !family.experts {
-        return Ok(None);
+    match family.experts {
+        Mixture::None => Ok(None),
+        Mixture::Qwen => read_qwen_experts(keys, n_layers).map(Some),
+        Mixture::DeepSeek => read_deepseek_experts(keys, n_layers).map(Some),
     }
+}
+
+fn read_qwen_experts(keys: &Keys<'_>, n_layers: usize) -> Result<Experts> {
     let count = keys.need_count("num_experts", MAX_EXPERTS)?;
     let step = keys.count("decoder_sparse_step", MAX_LAYERS)?.unwrap_or(1);
     let mut layers: Vec<bool> = (1..=n_layers).map(|l| l.is_multiple_of(step)).collect();
@@ -680,9 +825,10 @@ fn read_experts(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Opt
         }
         Some(other) => return Err(keys.expected("mlp_only_layers", "a list", other)),
     }
-    Ok(Some(Experts {
+    Ok(Experts {
         count,
         intermediate_size: keys.need_count("moe_intermediate_size", MAX_WIDTH)?,
+        shared_size: None,
         routing: Routing {
             top_k: keys.need_count("num_experts_per_tok", count)?,
             sigmoid: false,
@@ -692,7 +838,118 @@ fn read_experts(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Opt
             top_groups: 1,
         },
         layers,
-    }))
+    })
+}
+
+/// What the config leaves out is as in DeepSeek-V3.
+fn read_deepseek_experts(keys: &Keys<'_>, n_layers: usize) -> Result<Experts> {
+    for (key, known) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
+        if let Some(other) = keys.text(key)?.filter(|&found| found != known) {
+            let advice = format!("this version computes '{known}'");
+            return Err(keys.unsupported(key, &format!("'{}'", shown(other)), &advice));
+        }
+    }
+    if let Some(other) = keys.count("moe_layer_freq", MAX_LAYERS)?.filter(|&n| n > 1) {
+        let advice = "this version has experts in every layer behind the dense ones";
+        return Err(keys.unsupported("moe_layer_freq", &other.to_string(), advice));
+    }
+    let count = keys.need_count("n_routed_experts", MAX_EXPERTS)?;
+    let n_groups = keys.count("n_group", MAX_EXPERTS)?.unwrap_or(8);
+    let top_groups = keys.count("topk_group", MAX_EXPERTS)?.unwrap_or(4);
+    if !count.is_multiple_of(n_groups) || n_groups > 1 && count < 2 * n_groups {
+        let problem = format!("{count} experts do not make {n_groups} groups of two or more");
+        return Err(keys.bad("n_group", problem));
+    }
+    if top_groups > n_groups {
+        let problem = format!("{top_groups} is above n_group {n_groups}");
+        return Err(keys.bad("topk_group", problem));
+    }
+    let top_k = keys.need_count("num_experts_per_tok", count)?;
+    let most = count / n_groups * top_groups;
+    if top_k > most {
+        let problem = format!("{top_k} of {most} experts, in {top_groups} of {n_groups} groups");
+        return Err(keys.bad("num_experts_per_tok", problem));
+    }
+    let n_dense = keys.count_or_none("first_k_dense_replace", MAX_COUNT, 3)?;
+    let intermediate_size = keys.need_count("moe_intermediate_size", MAX_WIDTH)?;
+    let n_shared = keys.count_or_none("n_shared_experts", MAX_EXPERTS, 1)?;
+    let shared = intermediate_size * n_shared;
+    if shared > MAX_WIDTH {
+        let problem = format!("{n_shared} of width {intermediate_size} are too many");
+        return Err(keys.bad("n_shared_experts", problem));
+    }
+    let scale = keys.positive("routed_scaling_factor")?.unwrap_or(2.5);
+    Ok(Experts {
+        count,
+        intermediate_size,
+        shared_size: (shared > 0).then_some(shared),
+        routing: Routing {
+            top_k,
+            sigmoid: true,
+            normalise: keys.flag("norm_topk_prob")?.unwrap_or(true),
+            scale: to_f32(scale),
+            n_groups,
+            top_groups,
+        },
+        layers: (0..n_layers).map(|layer| layer >= n_dense).collect(),
+    })
+}
+
+/// The latent of a family that has one.
+fn read_latent(
+    keys: &Keys<'_>,
+    family: &Family,
+    [n_heads, n_kv_heads]: [usize; 2],
+) -> Result<Option<Latent>> {
+    if !family.latent {
+        return Ok(None);
+    }
+    if n_kv_heads != n_heads {
+        let problem = format!("{n_kv_heads}, but each of the {n_heads} heads has its own");
+        return Err(keys.bad("num_key_value_heads", problem));
+    }
+    if !keys.map.contains_key("q_lora_rank") {
+        let problem = "is missing; null says that queries have none";
+        return Err(keys.bad("q_lora_rank", problem));
+    }
+    let latent = Latent {
+        q_rank: keys.count("q_lora_rank", MAX_WIDTH)?,
+        rank: keys.need_count("kv_lora_rank", MAX_WIDTH)?,
+        nope_dim: keys.need_count("qk_nope_head_dim", MAX_WIDTH)?,
+        rope_dim: keys.need_count("qk_rope_head_dim", MAX_WIDTH)?,
+        v_dim: keys.need_count("v_head_dim", MAX_WIDTH)?,
+        interleaved: keys.flag("rope_interleave")?.unwrap_or(true),
+    };
+    let Latent { rope_dim, .. } = latent;
+    if !rope_dim.is_multiple_of(2) {
+        let problem = format!("expected an even number, found {rope_dim}");
+        return Err(keys.bad("qk_rope_head_dim", problem));
+    }
+    let agree = |key: &str, want: usize| match keys.count(key, MAX_COUNT)? {
+        Some(found) if found != want => {
+            Err(keys.bad(key, format!("{found} contradicts the other sizes: {want}")))
+        }
+        _ => Ok(()),
+    };
+    agree("head_dim", rope_dim)?;
+    agree("qk_head_dim", latent.nope_dim + rope_dim)?;
+    let width = latent.dim() + 2 * latent.gap();
+    if width > MAX_DIM {
+        let found = format!("{} with {rope_dim} rotated channels", latent.rank);
+        let advice = format!("this version computes latents of up to {MAX_DIM} channels with them");
+        return Err(keys.unsupported("kv_lora_rank", &found, &advice));
+    }
+    for wide in [
+        width,
+        latent.nope_wide() + 2 * latent.gap(),
+        latent.nope_dim + latent.v_dim,
+    ] {
+        if n_heads.checked_mul(wide).is_none_or(|n| n > MAX_WIDTH) {
+            let problem = format!("{n_heads} heads of {wide} channels are too many");
+            return Err(keys.bad("num_attention_heads", problem));
+        }
+    }
+    Ok(Some(latent))
 }
 
 fn refuse_activation(keys: &Keys<'_>) -> Result<()> {
@@ -1007,6 +1264,7 @@ fn read_yarn(keys: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
         beta_slow,
         truncate: keys.flag("truncate")?.unwrap_or(true),
         attention_factor,
+        all_factor: scale(mscale_all_dim),
         original,
     })
 }
@@ -1137,6 +1395,94 @@ mod tests {
         assert!(near(alone, full), "one mscale alone does nothing");
         let given = multiplier(json!({"attention_factor": 1.5, "mscale": 1.0}));
         assert!(near(given, 1.5), "a given factor wins");
+    }
+
+    /// The sizes of DeepSeek-V3, with some keys set.
+    fn read_deepseek(keys: Value) -> Result<Config> {
+        let mut all = json!({"model_type": "deepseek_v3", "hidden_size": 7168,
+            "intermediate_size": 18_432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
+            "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+            "n_routed_experts": 256, "q_lora_rank": 1536, "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "num_experts_per_tok": 8, "max_position_embeddings": 163_840, "vocab_size": 129_280,
+            "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1,
+                "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}});
+        let (Value::Object(map), Value::Object(keys)) = (&mut all, keys) else {
+            unreachable!("both are objects");
+        };
+        map.extend(keys);
+        read(all)
+    }
+
+    #[test]
+    fn the_cache_of_deepseek_v3_has_576_numbers_for_a_token_and_layer() {
+        let config = read_deepseek(json!({})).expect("a good config");
+        let numbers = config.cache_copies() * config.n_kv_heads * config.head_dim;
+        assert_eq!(numbers, 576, "latent and rotated channels, once");
+        assert_eq!((config.n_pairs(), config.rotary_dim), (32, 64), "rotated");
+        assert_eq!(config.attention_size(), 128 * 128, "values of all heads");
+        let experts = config.experts.as_ref().expect("it has experts");
+        let routing = experts.routing;
+        assert_eq!((routing.n_groups, routing.top_groups), (8, 4), "groups");
+        assert!((routing.scale - 2.5).abs() < 1e-6, "its own scale");
+        assert_eq!(experts.layers[..4], [false, false, false, true], "dense");
+        assert_eq!(config.extra_layers, 1, "one behind the last");
+    }
+
+    /// By hand, of transformers' `DeepseekV3Attention`: `192^-0.5 * (0.1 * mscale_all_dim * ln(40) + 1)^2`.
+    #[test]
+    fn yarn_multiplies_the_scores_of_latents_by_its_factor_squared() {
+        let scale = |rope: Value| {
+            let config = read_deepseek(json!({"rope_scaling": rope})).expect("a good config");
+            (config.attention_scale, config.inv_freq(1).1)
+        };
+        let yarn = |mscale: f64, all: f64| {
+            scale(json!({"type": "yarn", "factor": 40,
+                "original_max_position_embeddings": 4096, "mscale": mscale, "mscale_all_dim": all}))
+        };
+        let near = |(a, b): (f32, f32), want: [f64; 2]| {
+            let found = [a, b].map(f64::from);
+            let close = (0..2).all(|i| (found[i] - want[i]).abs() < 1e-6);
+            assert!(close, "{found:?} for {want:?}");
+        };
+        near(scale(Value::Null), [0.072_168_784, 1.0]);
+        near(yarn(1.0, 1.0), [0.135_233_779, 1.0]);
+        near(yarn(0.707, 1.0), [0.135_233_779, 0.921_042_3]);
+        near(yarn(0.707, 0.0), [0.072_168_784, 1.368_887_9]);
+        near(yarn(1.0, 0.707), [0.114_721_387, 1.085_726_4]);
+        let golden = read_deepseek(
+            json!({"qk_rope_head_dim": 8, "max_position_embeddings": 512,
+            "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128,
+                "mscale": 1.0, "mscale_all_dim": 1.0}}),
+        );
+        agrees(
+            &golden.expect("a good config"),
+            "plain_deepseek_v3_yarn/model",
+        );
+    }
+
+    #[test]
+    fn the_rows_of_latents_are_padded_and_paired_for_kernels() {
+        let latent = |interleaved: bool| Latent {
+            q_rank: None,
+            rank: 10,
+            nope_dim: 3,
+            rope_dim: 6,
+            v_dim: 5,
+            interleaved,
+        };
+        let rows = |order: Vec<Option<usize>>| -> Vec<i64> {
+            let row = |row: Option<usize>| row.map_or(-1, |row| i64::try_from(row).expect("small"));
+            order.into_iter().map(row).collect()
+        };
+        let want = [0, 1, 2, -1, -1, -1, -1, -1, 3, 5, 7, -1, 4, 6, 8, -1];
+        assert_eq!(rows(latent(true).query_order()), want, "neighbours");
+        let want = [0, 1, 2, -1, -1, -1, -1, -1, 3, 4, 5, -1, 6, 7, 8, -1];
+        assert_eq!(rows(latent(false).query_order()), want, "halves");
+        let keys = rows(latent(true).key_order());
+        assert_eq!(keys.len(), 24, "a latent of 16 and four pairs");
+        assert_eq!(keys[9..12], [9, -1, -1], "padding behind the latent");
+        assert_eq!(keys[16..], [10, 12, 14, -1, 11, 13, 15, -1], "pairs");
     }
 
     #[test]

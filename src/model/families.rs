@@ -35,8 +35,21 @@ pub struct Family {
     pub window: Window,
     /// Positions of the first training where the config has none; `None`: all that it was made for.
     pub original_positions: Option<usize>,
-    /// Whether layers have experts, by the keys that Qwen's configs have for them.
-    pub experts: bool,
+    /// Whether layers have experts, and how a config speaks of them.
+    pub experts: Mixture,
+    /// Whether attention is by a latent that all heads share (MLA).
+    pub latent: bool,
+}
+
+/// Whether a family has experts, by whose keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixture {
+    /// It has none.
+    None,
+    /// By Qwen's keys: the best few of a softmax.
+    Qwen,
+    /// By `DeepSeek`'s keys: groups of sigmoids, a bias for the choice, experts that all tokens share.
+    DeepSeek,
 }
 
 /// Every family that this version computes.
@@ -50,7 +63,8 @@ pub static FAMILIES: &[Family] = &[
             first: 28,
         },
         original_positions: None,
-        experts: false,
+        experts: Mixture::None,
+        latent: false,
     },
     Family {
         model_type: "qwen3",
@@ -61,7 +75,8 @@ pub static FAMILIES: &[Family] = &[
             first: 28,
         },
         original_positions: None,
-        experts: false,
+        experts: Mixture::None,
+        latent: false,
     },
     Family {
         model_type: "qwen3_moe",
@@ -72,7 +87,8 @@ pub static FAMILIES: &[Family] = &[
             first: 28,
         },
         original_positions: None,
-        experts: true,
+        experts: Mixture::Qwen,
+        latent: false,
     },
     Family {
         model_type: "llama",
@@ -80,7 +96,8 @@ pub static FAMILIES: &[Family] = &[
         head_dim: None,
         window: Window::Ignored,
         original_positions: None,
-        experts: false,
+        experts: Mixture::None,
+        latent: false,
     },
     Family {
         model_type: "mistral",
@@ -90,7 +107,8 @@ pub static FAMILIES: &[Family] = &[
             default: Some(4096),
         },
         original_positions: None,
-        experts: false,
+        experts: Mixture::None,
+        latent: false,
     },
     Family {
         model_type: "phi3",
@@ -98,7 +116,17 @@ pub static FAMILIES: &[Family] = &[
         head_dim: None,
         window: Window::Always { default: None },
         original_positions: Some(4096),
-        experts: false,
+        experts: Mixture::None,
+        latent: false,
+    },
+    Family {
+        model_type: "deepseek_v3",
+        architecture: "DeepseekV3ForCausalLM",
+        head_dim: None,
+        window: Window::Ignored,
+        original_positions: None,
+        experts: Mixture::DeepSeek,
+        latent: true,
     },
 ];
 

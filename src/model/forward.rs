@@ -1,4 +1,4 @@
-//! The forward pass of a dense decoder, recorded once for every family.
+//! The forward pass of a decoder, recorded once for every family.
 //!
 //! What differs between families is data: which biases and norms exist, how wide a head is, how angles
 //! are scaled. A pass is: embed; for each layer six dispatches: q, k and v to the cache (two where their
@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Matrix, Weights, padded};
-use super::{Config, Experts};
+use super::latent::LatentRows;
+use super::load::{Attention, Matrix, Weights, padded};
+use super::{Config, Experts, Latent};
 use crate::Result;
 use crate::cache::plan::{self, Plan, Sight};
 use crate::cache::{CacheShape, KvCache};
@@ -45,7 +46,7 @@ pub struct Stage {
     device: Arc<Device>,
     layers: Range<usize>,
     weights: Weights,
-    /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
+    /// Cosine and sine of every location, `[n_positions, n_pairs, 2]`.
     angles: Tensor,
     /// Whether all layers are one layer's tensors.
     pub(super) shared: bool,
@@ -69,10 +70,14 @@ pub struct Scratch {
 #[derive(Clone, Debug)]
 struct Rows {
     x: Tensor,
-    qkv: Tensor,
+    /// Queries, keys and values whose heads are yet to be normalised, where they are.
+    qkv: Option<Tensor>,
     q: Tensor,
     attention: Tensor,
+    latent: Option<LatentRows>,
     hidden: Tensor,
+    /// What is inside the experts that all tokens share, where there are any.
+    shared: Option<Tensor>,
     routed: Option<Routed>,
     /// For the channels of x, attention or hidden in a matrix's own order, by width; where one has any.
     ordered: Vec<Tensor>,
@@ -88,6 +93,12 @@ struct Routed {
 }
 
 impl Rows {
+    /// The sizes of a latent, and its rows.
+    fn latent<'a>(&'a self, config: &'a Config) -> (&'a Latent, &'a LatentRows) {
+        let both = config.latent.as_ref().zip(self.latent.as_ref());
+        both.expect("a layer has a latent where the config has")
+    }
+
     /// What goes into a matrix: its channels in the matrix's own order, if that has one.
     fn ordered<'a>(
         &'a self,
@@ -184,6 +195,7 @@ impl Stage {
             n_layers: c.n_layers,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
+            copies: c.cache_copies(),
             dtype,
             shared: self.shared,
         }
@@ -239,7 +251,7 @@ impl Stage {
             "a plan for the model's windows"
         );
         let [partial, stats] = [&partials[0], &partials[1]];
-        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        let scale = c.attention_scale;
         let norm = |weight| Norm {
             weight,
             count: c.hidden_size,
@@ -249,8 +261,7 @@ impl Stage {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
             let before = norm(&layer.attention_norm);
-            let [to_qkv, to_out, to_hidden, to_x] = [
-                layer.qkv.linear(&layer.qkv_bias),
+            let [to_out, to_hidden, to_x] = [
                 layer.out.linear(&layer.out_bias),
                 layer.gate_up.linear(&layer.gate_up_bias),
                 layer.down.linear(&layer.down_bias),
@@ -269,40 +280,35 @@ impl Stage {
                 rows_per_work: plan.sights[of].most_pairs,
                 window: self.windows[of],
             };
-            let x = rows.ordered(&mut r, &rows.x, &layer.qkv, n);
-            if w.qk_norm {
-                let norms = self.norms(layer);
-                project(
-                    &mut r,
-                    x,
-                    Some(before),
-                    to_qkv,
-                    &rows.qkv,
-                    (n, by),
-                    Into::Replace,
-                );
-                place(
-                    &mut r,
-                    &rows.qkv,
-                    norms,
-                    &self.angles,
-                    targets,
-                    &rows.q,
-                    arena,
-                    n,
-                );
-            } else {
-                qkv(
-                    &mut r,
-                    x,
-                    before,
-                    to_qkv,
-                    &self.angles,
-                    targets,
-                    &rows.q,
-                    arena,
-                    (n, by),
-                );
+            match &layer.attention {
+                Attention::Latent(latent) => {
+                    let (of, to) = rows.latent(c);
+                    let at = [&self.angles, targets];
+                    let by = (n, by);
+                    latent.before(&mut r, of, &rows.x, before, at, to, [&rows.q, keys], by);
+                }
+                Attention::Heads {
+                    qkv: matrix,
+                    qkv_bias,
+                    q_norm,
+                    k_norm,
+                } => {
+                    let x = rows.ordered(&mut r, &rows.x, matrix, n);
+                    let (to_qkv, angles, q) = (matrix.linear(qkv_bias), &self.angles, &rows.q);
+                    if let Some(all) = &rows.qkv {
+                        let norms = HeadNorms {
+                            q: q_norm,
+                            k: k_norm,
+                            eps: c.rms_norm_eps,
+                        };
+                        let to = Into::Replace;
+                        project(&mut r, x, Some(before), to_qkv, all, (n, by), to);
+                        place(&mut r, all, norms, angles, targets, q, arena, n);
+                    } else {
+                        let by = (n, by);
+                        qkv(&mut r, x, before, to_qkv, angles, targets, q, arena, by);
+                    }
+                }
             }
             attend(
                 &mut r,
@@ -320,19 +326,35 @@ impl Stage {
                 &rows.attention,
                 n,
             );
-            let attention = rows.ordered(&mut r, &rows.attention, &layer.out, n);
+            let mut attention = &rows.attention;
+            if let Attention::Latent(latent) = &layer.attention {
+                let (of, to) = rows.latent(c);
+                latent.behind(&mut r, of, attention, to, [n, c.n_heads]);
+                attention = &to.values;
+            }
+            let attention = rows.ordered(&mut r, attention, &layer.out, n);
             project(&mut r, attention, None, to_out, &rows.x, (n, by), Into::Add);
             let before = norm(&layer.feed_forward_norm);
-            if let (Some((router, bias)), Some(routed)) = (&layer.router, &rows.routed) {
+            if let (Some(router), Some(routed)) = (&layer.router, &rows.routed) {
                 let routing = c.experts(i).expect("it has a router").routing;
                 let choice = [&routed.chosen, &routed.gates];
                 let (chosen, x) = (&routed.chosen, &rows.x);
-                let (to_logits, norm) = (router.linear(bias), Some(before));
+                let (to_logits, norm) = (router.matrix.linear(&router.bias), Some(before));
                 let replace = Into::Replace;
                 project(&mut r, x, norm, to_logits, &routed.logits, (n, by), replace);
-                route(&mut r, &routed.logits, bias, routing, choice, n);
+                route(&mut r, &routed.logits, &router.choice, routing, choice, n);
                 expert_up(&mut r, x, before, to_hidden, chosen, &routed.hidden, n);
+                // All that reads x comes before what adds to it.
+                let shared = layer.shared.as_ref().zip(rows.shared.as_ref());
+                if let Some((shared, hidden)) = shared {
+                    let to_hidden = shared.gate_up.linear(&shared.no_bias);
+                    gate_up(&mut r, x, before, to_hidden, hidden, (n, by));
+                }
                 expert_down(&mut r, &routed.hidden, to_x, choice, x, n);
+                if let Some((shared, hidden)) = shared {
+                    let to_x = shared.down.linear(&shared.no_bias);
+                    project(&mut r, hidden, None, to_x, x, (n, by), Into::Add);
+                }
                 continue;
             }
             let x = rows.ordered(&mut r, &rows.x, &layer.gate_up, n);
@@ -358,14 +380,6 @@ impl Stage {
             }
         }
         Ok(r)
-    }
-
-    fn norms<'a>(&self, layer: &'a Layer) -> HeadNorms<'a> {
-        HeadNorms {
-            q: &layer.q_norm,
-            k: &layer.k_norm,
-            eps: self.config.rms_norm_eps,
-        }
     }
 
     /// Uploads the plan's arrays, first those of the rows, then those of each window; they keep their tensors
@@ -402,7 +416,7 @@ impl Stage {
         let wide = |cols: usize| self.device.tensor(&[n, cols], DType::F32);
         let mut widths = vec![
             padded(c.hidden_size),
-            c.q_size(),
+            padded(c.attention_size()),
             padded(c.intermediate_size),
         ];
         widths.sort_unstable();
@@ -411,12 +425,27 @@ impl Stage {
         let rows = Rows {
             ordered: widths.into_iter().map(wide).collect::<Result<_>>()?,
             x: wide(padded(c.hidden_size))?,
-            qkv: wide(c.q_size() + 2 * c.kv_size())?,
+            qkv: self
+                .weights
+                .qk_norm
+                .then(|| wide(c.q_size() + 2 * c.kv_size()))
+                .transpose()?,
             q: self
                 .device
                 .tensor(&[n, c.n_heads, c.head_dim], DType::F32)?,
             attention: wide(c.q_size())?,
+            latent: c
+                .latent
+                .as_ref()
+                .map(|of| LatentRows::new(&self.device, c, of, n))
+                .transpose()?,
             hidden: wide(padded(c.intermediate_size))?,
+            shared: c
+                .experts
+                .as_ref()
+                .and_then(|e| e.shared_size)
+                .map(|width| wide(padded(width)))
+                .transpose()?,
             routed: c.experts.as_ref().map(|e| self.routed(e, n)).transpose()?,
         };
         scratch.rows = Some(rows.clone());
@@ -515,7 +544,7 @@ fn grown(
 /// Pairs that are not rotated keep their numbers.
 fn angles(device: &Device, config: &Config, n_positions: usize) -> Result<Tensor> {
     let (inv_freq, multiplier) = config.inv_freq(n_positions);
-    let half = config.head_dim / 2;
+    let half = config.n_pairs();
     let tensor = device.tensor(&[n_positions, half, 2], DType::F32)?;
     // Some megabytes at a time.
     let step = (1usize << 20).div_ceil(half);

@@ -2,25 +2,29 @@
 //!
 //! Matrices that are used together become one: queries, keys and values; gate and up. Rows and columns
 //! that feed another matrix are padded with zeros to a multiple of eight, so that kernels read eight
-//! numbers at a time. Rows of queries and keys lie as [`Config::head_order`] has them: a product of two
-//! permuted vectors is that of the vectors. Host memory holds one piece of a float matrix; of a quantised
+//! numbers at a time. Rows of queries and keys lie as [`Config::head_order`] has them, or a latent's orders: a
+//! product of two permuted vectors is that of the vectors. Host memory holds one piece of a float matrix; of a quantised
 //! one, whose codes a file has in another order, the codes of one tensor.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 
 use safetensors::Dtype;
 
+use super::latent::{self, LatentWeights};
 use super::quant::{Packed, Role, positions};
-use super::tensors::{EMBED, Group, HEAD, NORM, ROUTER, expert_name, layer_name};
+use super::tensors::{
+    CHOICE_BIAS, EMBED, Group, HEAD, NORM, ROUTER, SHARED, expert_name, layer_name,
+};
 use super::{Config, Experts, ModelFiles};
 use crate::device::{DType, Device, Tensor};
 use crate::ops::linear::Linear;
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the host at a time.
-const PIECE: usize = 16 << 20;
+pub(super) const PIECE: usize = 16 << 20;
 
 /// Rounds up to the multiple of eight that kernels read.
 pub(super) fn padded(n: usize) -> usize {
@@ -62,20 +66,81 @@ impl Matrix {
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub(super) attention_norm: Tensor,
-    pub(super) qkv: Matrix,
-    pub(super) qkv_bias: Tensor,
-    pub(super) q_norm: Tensor,
-    pub(super) k_norm: Tensor,
+    pub(super) attention: Attention,
     pub(super) out: Matrix,
     pub(super) out_bias: Tensor,
     pub(super) feed_forward_norm: Tensor,
-    /// What chooses experts, and its bias; with it, `gate_up` and `down` hold those of all experts below each
-    /// other.
-    pub(super) router: Option<(Matrix, Tensor)>,
+    /// What chooses experts; with it, `gate_up` and `down` hold those of all experts below each other.
+    pub(super) router: Option<Router>,
     pub(super) gate_up: Matrix,
     pub(super) gate_up_bias: Tensor,
     pub(super) down: Matrix,
     pub(super) down_bias: Tensor,
+    /// What all tokens go through beside the experts that they choose.
+    pub(super) shared: Option<Shared>,
+}
+
+/// What queries and keys are made by.
+#[derive(Clone, Debug)]
+pub(super) enum Attention {
+    /// Keys and values of heads.
+    Heads {
+        qkv: Matrix,
+        qkv_bias: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+    },
+    /// A latent that all heads share.
+    Latent(Box<LatentWeights>),
+}
+
+/// What chooses experts.
+#[derive(Clone, Debug)]
+pub(super) struct Router {
+    pub(super) matrix: Matrix,
+    /// Zeros.
+    pub(super) bias: Tensor,
+    /// Added to the scores for the choice alone.
+    pub(super) choice: Tensor,
+}
+
+/// A feed-forward block without biases.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) gate_up: Matrix,
+    pub(super) down: Matrix,
+    /// Zeros, as many as either matrix has rows.
+    pub(super) no_bias: Tensor,
+}
+
+impl Layer {
+    /// Its matrices, but what chooses experts.
+    pub(super) fn matrices(&self) -> Vec<&Matrix> {
+        let mut all = match &self.attention {
+            Attention::Heads { qkv, .. } => vec![qkv],
+            Attention::Latent(latent) => latent.matrices(),
+        };
+        all.extend([&self.out, &self.gate_up, &self.down]);
+        all.extend(self.shared.iter().flat_map(|s| [&s.gate_up, &s.down]));
+        all
+    }
+
+    /// Its norms and biases.
+    pub(super) fn vectors(&self) -> Vec<&Tensor> {
+        let mut all = vec![&self.attention_norm, &self.feed_forward_norm];
+        match &self.attention {
+            Attention::Heads {
+                qkv_bias,
+                q_norm,
+                k_norm,
+                ..
+            } => all.extend([qkv_bias, q_norm, k_norm]),
+            Attention::Latent(latent) => all.extend(latent.vectors()),
+        }
+        all.extend([&self.out_bias, &self.gate_up_bias, &self.down_bias]);
+        all.extend(self.shared.iter().map(|shared| &shared.no_bias));
+        all
+    }
 }
 
 /// What makes logits of the hidden state.
@@ -109,16 +174,14 @@ impl Weights {
             all.extend(head.pieces.0.iter().map(|(_, piece)| piece));
         }
         for l in &self.layers {
-            let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
+            let matrices = l.matrices();
             all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
             all.extend(matrices.iter().filter_map(|m| m.order.as_ref()));
-            all.extend([
-                &l.attention_norm,
-                &l.feed_forward_norm,
-                &l.q_norm,
-                &l.k_norm,
-            ]);
-            all.extend([&l.qkv_bias, &l.out_bias, &l.gate_up_bias, &l.down_bias]);
+            all.extend(l.vectors());
+            let router = l.router.iter();
+            all.extend(
+                router.flat_map(|r| [&r.matrix.weight, &r.matrix.scales, &r.bias, &r.choice]),
+            );
         }
         // A tied head is the embedding.
         all.sort_unstable_by_key(|tensor| tensor.id());
@@ -128,8 +191,8 @@ impl Weights {
 
     /// Whether a matrix stores its channels in an order of its own.
     pub(super) fn has_order(&self) -> bool {
-        let of = |l: &Layer| [&l.qkv, &l.out, &l.gate_up, &l.down].map(|m| m.order.is_some());
-        self.layers.iter().flat_map(of).any(|has| has)
+        let mut all = self.layers.iter().flat_map(Layer::matrices);
+        all.any(|m| m.order.is_some())
     }
 }
 
@@ -139,24 +202,44 @@ pub(super) struct Part {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) padded: usize,
-    /// Whether its rows are channels of heads that are rotated.
-    pub(super) rotated: bool,
+    /// How its rows lie on the device, if not in the order of the file.
+    pub(super) order: Option<Rc<Order>>,
+}
+
+/// An order of rows that repeats head by head.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// Rows of a head in the file.
+    unit: usize,
+    /// Those of a head on the device: the row of the file, or zeros.
+    rows: Vec<Option<usize>>,
 }
 
 impl Part {
-    fn new(layer: usize, tensor: &str, rows: usize) -> Self {
+    pub(super) fn new(layer: usize, tensor: &str, rows: usize) -> Self {
         Self {
             name: layer_name(layer, tensor),
             rows,
             padded: padded(rows),
-            rotated: false,
+            order: None,
         }
     }
 
-    fn rotated(layer: usize, tensor: &str, rows: usize) -> Self {
+    /// Heads whose channels are rotated, in the model's order.
+    fn rotated(config: &Config, layer: usize, tensor: &str, rows: usize) -> Self {
+        let part = Self::new(layer, tensor, rows);
+        match config.head_order() {
+            Some(order) => part.ordered(config.head_dim, order.into_iter().map(Some).collect()),
+            None => part,
+        }
+    }
+
+    /// The same part with its rows, in units of `unit`, in another order.
+    pub(super) fn ordered(self, unit: usize, rows: Vec<Option<usize>>) -> Self {
         Self {
-            rotated: true,
-            ..Self::new(layer, tensor, rows)
+            padded: self.rows / unit * rows.len(),
+            order: Some(Rc::new(Order { unit, rows })),
+            ..self
         }
     }
 }
@@ -165,8 +248,8 @@ impl Part {
 fn qkv(config: &Config, layer: usize, end: &str) -> Vec<Part> {
     let (q, kv) = (config.q_size(), config.kv_size());
     vec![
-        Part::rotated(layer, &format!("self_attn.q_proj.{end}"), q),
-        Part::rotated(layer, &format!("self_attn.k_proj.{end}"), kv),
+        Part::rotated(config, layer, &format!("self_attn.q_proj.{end}"), q),
+        Part::rotated(config, layer, &format!("self_attn.k_proj.{end}"), kv),
         Part::new(layer, &format!("self_attn.v_proj.{end}"), kv),
     ]
 }
@@ -191,23 +274,57 @@ fn experts(config: &Config, layer: usize, experts: &Experts) -> [Vec<Part>; 2] {
     ]
 }
 
-/// The matrices of a layer: queries, keys and values; out; gate and up; down. Their parts from above to
-/// below, and their input channels.
-pub(super) fn matrices(config: &Config, layer: usize) -> [(Vec<Part>, usize); 4] {
+/// A matrix: its parts from above to below, and its input channels.
+pub(super) type Parts = (Vec<Part>, usize);
+
+/// Gate and up of a layer, or of all its experts, and down.
+fn feed_forward(config: &Config, layer: usize) -> [Parts; 2] {
     let (hidden, ff) = (config.hidden_size, config.intermediate_size);
-    let one = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
-    let ([of_gate_up, down], ff) = if let Some(all) = config.experts(layer) {
+    let ([gate_up, down], ff) = if let Some(all) = config.experts(layer) {
         (experts(config, layer, all), all.intermediate_size)
     } else {
-        let down = one("mlp.down_proj.weight");
+        let down = vec![Part::new(layer, "mlp.down_proj.weight", hidden)];
         ([gate_up(config, layer, "weight"), down], ff)
     };
-    [
-        (qkv(config, layer, "weight"), hidden),
-        (one("self_attn.o_proj.weight"), config.q_size()),
-        (of_gate_up, hidden),
-        (down, ff),
-    ]
+    [(gate_up, hidden), (down, ff)]
+}
+
+/// Gate and up of what all tokens share beside their experts, and down.
+fn shared(config: &Config, layer: usize) -> Option<[Parts; 2]> {
+    let (hidden, ff) = (config.hidden_size, config.experts(layer)?.shared_size?);
+    let part = |module: &str, rows| Part::new(layer, &format!("{SHARED}.{module}.weight"), rows);
+    let gate_up = vec![part("gate_proj", ff), part("up_proj", ff)];
+    Some([(gate_up, hidden), (vec![part("down_proj", hidden)], ff)])
+}
+
+/// The projection after attention.
+fn out(config: &Config, layer: usize) -> Parts {
+    let part = Part::new(layer, "self_attn.o_proj.weight", config.hidden_size);
+    (vec![part], config.attention_size())
+}
+
+/// The matrix that chooses experts.
+fn router(config: &Config, layer: usize) -> Option<Parts> {
+    // Not padded: what is not an expert must not compete.
+    let count = config.experts(layer)?.count;
+    let part = Part {
+        padded: count,
+        ..Part::new(layer, ROUTER, count)
+    };
+    Some((vec![part], config.hidden_size))
+}
+
+/// All matrices of a layer.
+pub(super) fn matrices(config: &Config, layer: usize) -> Vec<Parts> {
+    let mut all = match &config.latent {
+        Some(latent) => latent::matrices(config, latent, layer),
+        None => vec![(qkv(config, layer, "weight"), config.hidden_size)],
+    };
+    all.push(out(config, layer));
+    all.extend(feed_forward(config, layer));
+    all.extend(shared(config, layer).into_iter().flatten());
+    all.extend(router(config, layer));
+    all
 }
 
 /// A tensor in the file with the parts that it holds, and the row at which each begins.
@@ -219,16 +336,14 @@ struct Stored {
 /// A packed matrix, and the order of its channels if that is not their own.
 type Ordered = (Packed, Option<Vec<u32>>);
 
-struct Loader<'a> {
-    device: &'a Device,
-    files: &'a ModelFiles,
-    progress: &'a mut dyn FnMut(u64),
+pub(super) struct Loader<'a> {
+    pub(super) device: &'a Device,
+    pub(super) files: &'a ModelFiles,
+    pub(super) progress: &'a mut dyn FnMut(u64),
     /// One word, which stands in for the scales of float matrices.
-    no_scales: Tensor,
+    pub(super) no_scales: Tensor,
     /// Matrices whose parts are stored in different ways, and were widened therefore.
     widened: Vec<String>,
-    /// That of the channels of queries and keys, if it is not their own.
-    head_order: Option<Vec<usize>>,
 }
 
 /// Loads the weights of a range of layers, with the embedding before the first layer of the model and the
@@ -246,7 +361,6 @@ pub(super) fn load(
         progress,
         no_scales: device.tensor(&[1], DType::U32)?,
         widened: Vec::new(),
-        head_order: config.head_order(),
     };
     let (is_first, is_last) = (layers.start == 0, layers.end == config.n_layers);
     let embed = if is_first {
@@ -285,7 +399,7 @@ pub(super) fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Loader<'_> {
-    fn dtype(&self, name: &str) -> Result<DType> {
+    pub(super) fn dtype(&self, name: &str) -> Result<DType> {
         let checkpoint = &self.files.checkpoint;
         let entry = &checkpoint.tensors()[name];
         dtype_of(entry.dtype).ok_or_else(|| {
@@ -317,7 +431,7 @@ impl Loader<'_> {
 
     /// A matrix of several parts below each other; `[sum of padded rows, padded cols]`. With it, the order
     /// of its channels if that is not their own.
-    fn matrix(&mut self, parts: Vec<Part>, cols: usize) -> Result<(Matrix, Option<Vec<u32>>)> {
+    pub(super) fn matrix(&mut self, (parts, cols): Parts) -> Result<(Matrix, Option<Vec<u32>>)> {
         let stored = self.stored(parts);
         let mut packed = Vec::with_capacity(stored.len());
         for tensor in &stored {
@@ -339,7 +453,7 @@ impl Loader<'_> {
     }
 
     /// The order of the channels of a packed matrix.
-    fn order(&mut self, packed: &Packed) -> Result<Option<Vec<u32>>> {
+    pub(super) fn order(&mut self, packed: &Packed) -> Result<Option<Vec<u32>>> {
         let files = self.files;
         for (role, _) in packed.tensors() {
             if matches!(role, Role::Order | Role::Shape) {
@@ -362,7 +476,7 @@ impl Loader<'_> {
         for (tensor, (packed, order)) in stored.iter().zip(all) {
             let unpacked = self.unpacked(packed, order.as_deref())?;
             for (at, part) in &tensor.parts {
-                let [codes, words] = self.codes_of(packed, &unpacked, *at, part);
+                let [codes, words] = Self::codes_of(packed, &unpacked, *at, part);
                 let to_bytes: fn(&[u32]) -> &[u8] = bytemuck::cast_slice;
                 self.device
                     .write(&weight, row * first.row_words() * 4, to_bytes(&codes))?;
@@ -384,7 +498,11 @@ impl Loader<'_> {
     }
 
     /// Codes and scales of a packed matrix, as kernels read them.
-    fn unpacked(&mut self, packed: &Packed, order: Option<&[u32]>) -> Result<[Vec<u32>; 2]> {
+    pub(super) fn unpacked(
+        &mut self,
+        packed: &Packed,
+        order: Option<&[u32]>,
+    ) -> Result<[Vec<u32>; 2]> {
         let position = order.map(positions);
         let (mut scales, mut zeros) = (Vec::new(), Vec::new());
         let mut codes = vec![0; packed.n * packed.row_words()];
@@ -433,7 +551,6 @@ impl Loader<'_> {
 
     /// Codes and scales of a part, in the order of its rows on the device.
     fn codes_of<'a>(
-        &self,
         packed: &Packed,
         [codes, scales]: &'a [Vec<u32>; 2],
         first: usize,
@@ -441,22 +558,8 @@ impl Loader<'_> {
     ) -> [Cow<'a, [u32]>; 2] {
         [(codes, packed.row_words()), (scales, packed.groups())].map(|(all, wide)| {
             let rows = &all[first * wide..][..part.rows * wide];
-            self.turned(rows, wide, part.rotated)
+            turned(rows, wide, part.order.as_deref())
         })
-    }
-
-    /// Whole heads of rows of `wide` elements each, in the order of their rows on the device.
-    fn turned<'a, T: Copy>(&self, rows: &'a [T], wide: usize, rotated: bool) -> Cow<'a, [T]> {
-        let Some(order) = self.head_order.as_ref().filter(|_| rotated) else {
-            return Cow::Borrowed(rows);
-        };
-        let mut out = Vec::with_capacity(rows.len());
-        for head in rows.chunks_exact(order.len() * wide) {
-            for channel in order {
-                out.extend_from_slice(&head[channel * wide..][..wide]);
-            }
-        }
-        Cow::Owned(out)
     }
 
     /// A matrix in float. Parts in different types, and packed parts, are widened to f32.
@@ -491,10 +594,10 @@ impl Loader<'_> {
             for (first, part) in &tensor.parts {
                 let at = row * wide * dtype.size();
                 if let (Some((packed, order)), Some(unpacked)) = (packed, &unpacked) {
-                    let codes = self.codes_of(packed, unpacked, *first, part);
+                    let codes = Self::codes_of(packed, unpacked, *first, part);
                     self.wide_rows(&weight, at, packed, order.as_deref(), &codes)?;
                 } else {
-                    let rows = (*first, part.rows, part.rotated);
+                    let rows = (*first, part.rows, part.order.as_deref());
                     self.rows(&weight, at, &tensor.name, rows, cols)?;
                 }
                 row += part.padded;
@@ -535,18 +638,18 @@ impl Loader<'_> {
     }
 
     /// Copies rows of a file's tensor to a byte offset of a wider or equal tensor: the first of them, how
-    /// many, and whether they are channels of heads that are rotated.
+    /// many, and in which order.
     fn rows(
         &mut self,
         to: &Tensor,
         mut at: usize,
         name: &str,
-        (first, n, rotated): (usize, usize, bool),
+        (first, n, order): (usize, usize, Option<&Order>),
         cols: usize,
     ) -> Result<()> {
         let (from, wide) = (self.dtype(name)?, padded(cols));
         // Whole heads where there are any.
-        let unit = self.files.config.head_dim;
+        let unit = order.map_or(1, |order| order.unit);
         let step = (PIECE / (wide * 4)).next_multiple_of(unit).max(unit);
         let mut bytes = Vec::new();
         let mut row = first;
@@ -555,7 +658,7 @@ impl Loader<'_> {
             let checkpoint = &self.files.checkpoint;
             checkpoint.read_rows(name, row, count, &mut bytes)?;
             (self.progress)(bytes.len() as u64);
-            let bytes = self.turned(&bytes, cols * from.size(), rotated);
+            let bytes = turned(&bytes, cols * from.size(), order);
             let packed = repack(&bytes, from, to.dtype(), cols, wide);
             self.device.write(to, at, &packed)?;
             at += packed.len();
@@ -573,7 +676,7 @@ impl Loader<'_> {
         for first in (0..rows).step_by(most) {
             let n = most.min(rows - first);
             let tensor = self.device.tensor(&[n, wide], dtype)?;
-            self.rows(&tensor, 0, name, (first, n, false), cols)?;
+            self.rows(&tensor, 0, name, (first, n, None), cols)?;
             pieces.push((first, tensor));
         }
         Ok(Pieces(pieces))
@@ -606,7 +709,7 @@ impl Loader<'_> {
     }
 
     /// The weights of a norm, in the order of the channels that the matrix after it has.
-    fn norm(&mut self, name: &str, len: usize, order: Option<&[u32]>) -> Result<Tensor> {
+    pub(super) fn norm(&mut self, name: &str, len: usize, order: Option<&[u32]>) -> Result<Tensor> {
         let mut weights = self.numbers(name, 0, len)?;
         if let Some(order) = order {
             weights = order
@@ -619,7 +722,7 @@ impl Loader<'_> {
     }
 
     /// Vectors after each other in f32, or zeros where the model has no such tensors.
-    fn vector(&mut self, group: Group, parts: Vec<Part>) -> Result<Tensor> {
+    pub(super) fn vector(&mut self, group: Group, parts: Vec<Part>) -> Result<Tensor> {
         if !self.files.tensors.has(group) {
             let len = parts.iter().map(|part| part.padded).sum();
             return self.device.tensor(&[len], DType::F32);
@@ -628,8 +731,9 @@ impl Loader<'_> {
         for Stored { name, parts } in self.stored(parts) {
             for (first, part) in parts {
                 let numbers = self.numbers(&name, first, part.rows)?;
-                all.extend_from_slice(&self.turned(&numbers, 1, part.rotated));
-                all.resize(all.len() + part.padded - part.rows, 0.0);
+                let end = all.len() + part.padded;
+                all.extend_from_slice(&turned(&numbers, 1, part.order.as_deref()));
+                all.resize(end, 0.0);
             }
         }
         self.device.upload(&[all.len()], DType::F32, &all)
@@ -639,42 +743,31 @@ impl Loader<'_> {
         let hidden = config.hidden_size;
         let name = |tensor: &str| layer_name(layer, tensor);
         let bias = |tensor: &str| vec![Part::new(layer, tensor, hidden)];
-        let head_norm = |tensor: &str| vec![Part::rotated(layer, tensor, config.head_dim)];
-        let [of_qkv, out, of_gate_up, down] = matrices(config, layer);
-        let (qkv_matrix, order) = self.matrix(of_qkv.0, of_qkv.1)?;
+        let (attention, order) = match &config.latent {
+            Some(latent) => {
+                let weights = self.latent(config, latent, layer)?;
+                (Attention::Latent(Box::new(weights)), None)
+            }
+            None => self.heads(config, layer)?,
+        };
         let before = name("input_layernorm.weight");
         let attention_norm = self.norm(&before, hidden, order.as_deref())?;
-        let (out, _) = self.matrix(out.0, out.1)?;
-        let (gate_up_matrix, order) = self.matrix(of_gate_up.0, of_gate_up.1)?;
+        let (out, _) = self.matrix(out(config, layer))?;
+        let [of_gate_up, down] = feed_forward(config, layer);
+        let (gate_up_matrix, order) = self.matrix(of_gate_up)?;
         let before = name("post_attention_layernorm.weight");
         let feed_forward_norm = self.norm(&before, hidden, order.as_deref())?;
-        let (down, _) = self.matrix(down.0, down.1)?;
-        let router = match config.experts(layer) {
+        let (down, _) = self.matrix(down)?;
+        let router = match router(config, layer) {
             None => None,
             Some(_) if gate_up_matrix.order.is_some() || down.order.is_some() => {
-                return Err(Error::unsupported(
-                    self.files.checkpoint.main_path(),
-                    format!("experts of layer {layer} with reordered channels (desc_act)"),
-                    "use a checkpoint quantised without desc_act",
-                ));
+                return Err(self.reordered(&format!("experts of layer {layer}")));
             }
-            Some(experts) => {
-                // Not padded: what is not an expert must not compete.
-                let part = Part {
-                    padded: experts.count,
-                    ..Part::new(layer, ROUTER, experts.count)
-                };
-                let (router, _) = self.matrix(vec![part], hidden)?;
-                let bias = self.device.tensor(&[experts.count], DType::F32)?;
-                Some((router, bias))
-            }
+            Some(parts) => Some(self.router(config, layer, parts)?),
         };
         Ok(Layer {
             attention_norm,
-            qkv: qkv_matrix,
-            qkv_bias: self.vector(Group::QkvBias, qkv(config, layer, "bias"))?,
-            q_norm: self.vector(Group::QkNorm, head_norm("self_attn.q_norm.weight"))?,
-            k_norm: self.vector(Group::QkNorm, head_norm("self_attn.k_norm.weight"))?,
+            attention,
             out,
             out_bias: self.vector(Group::OutBias, bias("self_attn.o_proj.bias"))?,
             feed_forward_norm,
@@ -683,8 +776,89 @@ impl Loader<'_> {
             gate_up_bias: self.vector(Group::MlpBias, gate_up(config, layer, "bias"))?,
             down,
             down_bias: self.vector(Group::MlpBias, bias("mlp.down_proj.bias"))?,
+            shared: shared(config, layer)
+                .map(|parts| self.shared(layer, parts))
+                .transpose()?,
         })
     }
+
+    /// Queries, keys and values of heads, and the order of their input channels if that is not their own.
+    fn heads(&mut self, config: &Config, layer: usize) -> Result<(Attention, Option<Vec<u32>>)> {
+        let (matrix, order) = self.matrix((qkv(config, layer, "weight"), config.hidden_size))?;
+        let norm = |tensor: &str| vec![Part::rotated(config, layer, tensor, config.head_dim)];
+        let heads = Attention::Heads {
+            qkv: matrix,
+            qkv_bias: self.vector(Group::QkvBias, qkv(config, layer, "bias"))?,
+            q_norm: self.vector(Group::QkNorm, norm("self_attn.q_norm.weight"))?,
+            k_norm: self.vector(Group::QkNorm, norm("self_attn.k_norm.weight"))?,
+        };
+        Ok((heads, order))
+    }
+
+    fn router(&mut self, config: &Config, layer: usize, parts: Parts) -> Result<Router> {
+        let count = parts.0[0].rows;
+        let (matrix, order) = self.matrix(parts)?;
+        if order.is_some() {
+            return Err(self.reordered(&format!("{ROUTER} of layer {layer}")));
+        }
+        let bias = self.device.tensor(&[count], DType::F32)?;
+        let choice = if config.experts(layer).is_some_and(|e| e.routing.sigmoid) {
+            let numbers = self.numbers(&layer_name(layer, CHOICE_BIAS), 0, count)?;
+            self.device.upload(&[count], DType::F32, &numbers)?
+        } else {
+            bias.clone()
+        };
+        Ok(Router {
+            matrix,
+            bias,
+            choice,
+        })
+    }
+
+    fn shared(&mut self, layer: usize, [gate_up, down]: [Parts; 2]) -> Result<Shared> {
+        let (gate_up, order) = self.matrix(gate_up)?;
+        let (down, other) = self.matrix(down)?;
+        if order.is_some() || other.is_some() {
+            return Err(self.reordered(&format!("{SHARED} of layer {layer}")));
+        }
+        let rows = gate_up.weight.shape()[0].max(down.weight.shape()[0]);
+        Ok(Shared {
+            gate_up,
+            down,
+            no_bias: self.device.tensor(&[rows], DType::F32)?,
+        })
+    }
+
+    /// The refusal of matrices whose channels are stored in an order of their own, where that is not
+    /// computed.
+    pub(super) fn reordered(&self, what: &str) -> Error {
+        Error::unsupported(
+            self.files.checkpoint.main_path(),
+            format!("{what} with reordered channels (desc_act)"),
+            "use a checkpoint quantised without desc_act",
+        )
+    }
+}
+
+/// Whole heads of rows of `wide` elements each, in the order of their rows on the device.
+fn turned<'a, T: Copy + Default>(
+    rows: &'a [T],
+    wide: usize,
+    order: Option<&Order>,
+) -> Cow<'a, [T]> {
+    let Some(order) = order else {
+        return Cow::Borrowed(rows);
+    };
+    let mut out = Vec::with_capacity(rows.len() / order.unit * order.rows.len());
+    for head in rows.chunks_exact(order.unit * wide) {
+        for row in &order.rows {
+            match row {
+                Some(row) => out.extend_from_slice(&head[row * wide..][..wide]),
+                None => out.resize(out.len() + wide, T::default()),
+            }
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// Rows of a fused matrix.

@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use super::engine::{PREFILL_PAIRS, PREFILL_ROWS};
+use super::latent::{self, LatentRows};
 use super::load::{Part, dtype_of, matrices, padded};
 use super::placement::Placement;
 use super::quant::{Format, Packed, Scheme, Zeros};
-use super::tensors::{EMBED, Group, HEAD};
+use super::tensors::{EMBED, Group, HEAD, KV_B};
 use super::{Config, ModelFiles};
 use crate::cache::CacheShape;
 use crate::cache::pages::{PAGE, pages_for};
@@ -433,6 +434,7 @@ fn cache(config: &Config, n_layers: usize, context: usize, dtype: DType) -> u64 
         n_layers,
         n_kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
+        copies: config.cache_copies(),
         dtype,
         shared: false,
     };
@@ -445,9 +447,13 @@ fn scratch(config: &Config, context: usize) -> u64 {
     // x, q with k and v, q alone, attention, feed-forward; three of them in an order of a matrix's own.
     let of_experts = config.experts.as_ref().map_or(0, |e| {
         let width = padded(e.intermediate_size) + 2;
-        e.routing.top_k * width + e.count
+        e.routing.top_k * width + e.count + padded(e.shared_size.unwrap_or(0))
     });
-    let row = 2 * hidden + 4 * q + 2 * kv + 2 * ff + of_experts;
+    let of_attention = match &config.latent {
+        Some(latent) => 2 * q + LatentRows::width(config, latent) + padded(config.attention_size()),
+        None => 4 * q + 2 * kv,
+    };
+    let row = 2 * hidden + of_attention + 2 * ff + of_experts;
     let rows = product(&[PREFILL_ROWS, row, 4]);
     let splits = pages_for(context) * PAGE / SPLIT + 2;
     let pairs = (MAX_WORKERS * splits)
@@ -455,7 +461,7 @@ fn scratch(config: &Config, context: usize) -> u64 {
         .next_power_of_two();
     let partials = product(&[pairs, config.n_heads, config.head_dim + 2, 4]);
     let logits = product(&[MAX_WORKERS, config.vocab_size + 2 * hidden, 4]);
-    let angles = product(&[context, config.head_dim, 4]);
+    let angles = product(&[context, 2 * config.n_pairs(), 4]);
     [rows, partials, logits, angles]
         .iter()
         .fold(RESERVE, |all, bytes| all.saturating_add(*bytes))
@@ -465,12 +471,21 @@ fn scratch(config: &Config, context: usize) -> u64 {
 fn weights(files: &ModelFiles, layer: usize, as_codes: Option<DType>) -> u64 {
     let config = &files.config;
     // Norms and biases, in f32: those that a model does not have are zeros.
-    let biases = config.q_size() + 2 * config.kv_size() + 2 * padded(config.intermediate_size);
-    let vectors = biases + 4 * padded(config.hidden_size) + 2 * config.head_dim;
+    let hidden = padded(config.hidden_size);
+    let attention = match &config.latent {
+        Some(of) => latent::n_numbers(config, of),
+        None => config.q_size() + 2 * config.kv_size() + 2 * config.head_dim,
+    };
+    let vectors = attention + 2 * padded(config.intermediate_size) + 4 * hidden;
+    let of_experts = config.experts(layer).map_or(0, |e| {
+        let shared = e.shared_size.map_or(0, |width| 2 * padded(width));
+        let choice = e.count * if e.routing.sigmoid { 2 } else { 1 };
+        choice + if shared > 0 { shared.max(hidden) } else { 0 }
+    });
     matrices(config, layer)
         .iter()
         .map(|(parts, cols)| matrix(files, parts, *cols, as_codes))
-        .fold(product(&[vectors, 4]), u64::saturating_add)
+        .fold(product(&[vectors + of_experts, 4]), u64::saturating_add)
 }
 
 /// Bytes of a fused matrix. Orders of channels that differ among its parts are only known once it is read.
@@ -479,7 +494,10 @@ fn matrix(files: &ModelFiles, parts: &[Part], cols: usize, as_codes: Option<DTyp
     let names = || parts.iter().map(|part| files.tensors.place(&part.name).0);
     let packed = names().map(|name| files.tensors.packed(name).cloned());
     let packed: Option<Vec<Packed>> = packed.collect();
+    let is_split = parts.iter().any(|part| part.name.ends_with(KV_B));
     let scheme = match (as_codes, packed) {
+        // It is widened.
+        _ if is_split => None,
         (Some(dtype), _) => Some(Scheme {
             format: Format::Compressed,
             dtype,

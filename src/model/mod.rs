@@ -14,6 +14,7 @@ pub mod families;
 pub mod forward;
 pub mod header;
 mod json;
+mod latent;
 mod load;
 pub mod memory;
 pub mod placement;
@@ -29,7 +30,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use config::{Config, Experts, GenerationConfig, Rope, RopeKind};
+pub use config::{Config, Experts, GenerationConfig, Latent, Rope, RopeKind};
 pub use engine::{Engine, Wanted};
 pub use forward::{Scratch, Stage};
 pub use header::{Dtype, Entry, Header};

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::{dtype_of, widened};
 use super::quant::{Format, Packed, Role, Scheme, Zeros, of_word, scale_word};
-use super::tensors::{EMBED, HEAD};
+use super::tensors::{EMBED, HEAD, KV_B};
 use super::weights::{INDEX, SINGLE};
 use super::{ModelFiles, json as small};
 use crate::device::DType;
@@ -228,7 +228,7 @@ fn plan(files: &ModelFiles, options: Options) -> Result<Vec<Work>> {
         let stem = want
             .name
             .strip_suffix(".weight")
-            .filter(|_| ![EMBED, HEAD].contains(&&*want.name));
+            .filter(|_| ![EMBED, HEAD].contains(&&*want.name) && !want.name.ends_with(KV_B));
         let (Some(stem), &[n, k]) = (stem, &entry.shape[..]) else {
             work.push(Work::Keep(Planned {
                 name: want.name.clone(),

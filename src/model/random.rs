@@ -4,7 +4,7 @@
 //! enough for activations to stay of order one.
 
 use super::Config;
-use super::load::{Head, Layer, Matrix, Pieces, Weights, padded};
+use super::load::{Attention, Head, Layer, Matrix, Pieces, Weights, padded};
 use crate::Result;
 use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::fill::{Contents, fill};
@@ -143,18 +143,20 @@ impl Maker<'_> {
         let norms = c.family.model_type == "qwen3";
         Ok(Layer {
             attention_norm: self.norm(hidden)?,
-            qkv: self.matrix(qkv, hidden, dtype)?,
-            qkv_bias: self.bias(qkv, c.family.model_type == "qwen2")?,
-            q_norm: if norms {
-                self.norm(c.head_dim)
-            } else {
-                self.bias(c.head_dim, false)
-            }?,
-            k_norm: if norms {
-                self.norm(c.head_dim)
-            } else {
-                self.bias(c.head_dim, false)
-            }?,
+            attention: Attention::Heads {
+                qkv: self.matrix(qkv, hidden, dtype)?,
+                qkv_bias: self.bias(qkv, c.family.model_type == "qwen2")?,
+                q_norm: if norms {
+                    self.norm(c.head_dim)
+                } else {
+                    self.bias(c.head_dim, false)
+                }?,
+                k_norm: if norms {
+                    self.norm(c.head_dim)
+                } else {
+                    self.bias(c.head_dim, false)
+                }?,
+            },
             out: self.matrix(padded(hidden), q, dtype)?,
             out_bias: self.bias(hidden, false)?,
             feed_forward_norm: self.norm(hidden)?,
@@ -163,6 +165,7 @@ impl Maker<'_> {
             gate_up_bias: self.bias(2 * ff, false)?,
             down: self.matrix(padded(hidden), ff, dtype)?,
             down_bias: self.bias(hidden, false)?,
+            shared: None,
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::config::Config;
+use super::config::{Config, Latent};
 use super::json::shown;
 use super::quant::{Format, Packed, Role};
 use super::weights::Checkpoint;
@@ -58,6 +58,12 @@ pub fn layer_name(layer: usize, tensor: &str) -> String {
     format!("model.layers.{layer}.{tensor}")
 }
 
+/// The layer that a tensor's name puts it in, if any.
+fn layer_of(name: &str) -> Option<usize> {
+    let (layer, _) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    layer.parse().ok()
+}
+
 /// Every tensor that a layer may have, with its shape.
 pub fn layer_tensors(config: &Config, layer: usize) -> Vec<Want> {
     let (h, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
@@ -89,10 +95,23 @@ pub fn layer_tensors(config: &Config, layer: usize) -> Vec<Want> {
         kind: Kind::Float,
     };
     let mut all: Vec<Want> = table.into_iter().map(want).collect();
+    if let Some(latent) = &config.latent {
+        let is_attention = |want: &Want| want.name.contains(".self_attn.");
+        let at = all.iter().position(is_attention).unwrap_or(0);
+        all.retain(|want| !is_attention(want));
+        let attention = latent_tensors(config, latent);
+        let wants = attention
+            .iter()
+            .map(|(name, shape, group)| want((name, shape, *group)));
+        all.splice(at..at, wants);
+    }
     if let Some(experts) = config.experts(layer) {
         let (count, ff) = (experts.count, experts.intermediate_size);
         all.retain(|want| !want.name.contains(".mlp."));
         all.push(want((ROUTER, &[count, h], Group::Always)));
+        if experts.routing.sigmoid {
+            all.push(want((CHOICE_BIAS, &[count], Group::Always)));
+        }
         for expert in 0..count {
             for (module, shape) in [
                 ("gate_proj", [ff, h]),
@@ -103,12 +122,88 @@ pub fn layer_tensors(config: &Config, layer: usize) -> Vec<Want> {
                 all.push(want((&name, &shape, Group::Always)));
             }
         }
+        if let Some(ff) = experts.shared_size {
+            for (module, shape) in [
+                ("gate_proj", [ff, h]),
+                ("up_proj", [ff, h]),
+                ("down_proj", [h, ff]),
+            ] {
+                let name = format!("{SHARED}.{module}.weight");
+                all.push(want((&name, &shape, Group::Always)));
+            }
+        }
     }
     all
 }
 
+/// The tensors of attention by a latent.
+fn latent_tensors(config: &Config, latent: &Latent) -> Vec<(&'static str, Vec<usize>, Group)> {
+    let (h, heads) = (config.hidden_size, config.n_heads);
+    let Latent {
+        rank,
+        nope_dim,
+        rope_dim,
+        v_dim,
+        ..
+    } = *latent;
+    let q = heads * (nope_dim + rope_dim);
+    let always = |name, shape: &[usize]| (name, shape.to_vec(), Group::Always);
+    let bias = |name, len| (name, vec![len], Group::QkvBias);
+    let mut all = match latent.q_rank {
+        None => vec![always(Q, &[q, h])],
+        Some(q_rank) => vec![
+            always(Q_A, &[q_rank, h]),
+            always(Q_NORM, &[q_rank]),
+            always(Q_B, &[q, q_rank]),
+            bias(Q_A_BIAS, q_rank),
+        ],
+    };
+    all.extend([
+        always(KV_A, &[rank + rope_dim, h]),
+        always(KV_NORM, &[rank]),
+        always(KV_B, &[heads * (nope_dim + v_dim), rank]),
+        always("self_attn.o_proj.weight", &[h, heads * v_dim]),
+        bias(KV_A_BIAS, rank + rope_dim),
+        ("self_attn.o_proj.bias", vec![h], Group::OutBias),
+    ]);
+    all
+}
+
+/// The queries of latent attention, where they are made at once.
+pub const Q: &str = "self_attn.q_proj.weight";
+
+/// What its queries are made from.
+pub const Q_A: &str = "self_attn.q_a_proj.weight";
+
+/// The bias of that.
+pub const Q_A_BIAS: &str = "self_attn.q_a_proj.bias";
+
+/// The norm on it.
+pub const Q_NORM: &str = "self_attn.q_a_layernorm.weight";
+
+/// The queries, of that.
+pub const Q_B: &str = "self_attn.q_b_proj.weight";
+
+/// The latent, and the rotated channels of all keys.
+pub const KV_A: &str = "self_attn.kv_a_proj_with_mqa.weight";
+
+/// The bias of that.
+pub const KV_A_BIAS: &str = "self_attn.kv_a_proj_with_mqa.bias";
+
+/// The norm on the latent.
+pub const KV_NORM: &str = "self_attn.kv_a_layernorm.weight";
+
+/// Keys and values of every head, of the latent.
+pub const KV_B: &str = "self_attn.kv_b_proj.weight";
+
 /// The matrix that chooses experts.
 pub const ROUTER: &str = "mlp.gate.weight";
+
+/// What is added to the scores of experts for the choice alone.
+pub const CHOICE_BIAS: &str = "mlp.gate.e_score_correction_bias";
+
+/// The experts that all tokens share, as one.
+pub const SHARED: &str = "mlp.shared_experts";
 
 /// A matrix of an expert: `expert_name(3, "up_proj")`.
 pub fn expert_name(expert: usize, module: &str) -> String {
@@ -179,8 +274,10 @@ impl TensorMap {
 
         let (mut wants, packed) = unpack(config, checkpoint, all)?;
         let known: HashSet<&str> = wants.iter().map(|w| w.name.as_str()).collect();
+        let behind = config.n_layers..config.n_layers + config.extra_layers;
         for (name, entry) in checkpoint.tensors() {
-            if known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq") {
+            let is_extra = layer_of(name).is_some_and(|layer| behind.contains(&layer));
+            if known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq") || is_extra {
                 continue;
             }
             let path = checkpoint.path_of(entry);

@@ -39,6 +39,9 @@ pub const SPLIT: usize = 256;
 /// Largest score of a partial that has seen no key; as `NEG_LARGE` in WGSL.
 pub const EMPTY: f32 = -3.0e38;
 
+/// Widest head.
+pub const MAX_DIM: usize = 1024;
+
 /// The op.
 pub static OP: Op = Op {
     name: "attend",
@@ -48,6 +51,7 @@ pub static OP: Op = Op {
         "n_heads",
         "n_kv_heads",
         "head_dim",
+        "n_pairs",
         "n_rows",
         "rows_per_work",
         "scale",
@@ -109,6 +113,7 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
+    n_pairs: u32,
     n_rows: u32,
     rows_per_work: u32,
     scale: f32,
@@ -141,7 +146,11 @@ impl Geometry {
         // numbers of either, or they do not stay in registers.
         let most = (10 / (head_dim / 8).div_ceil(8)).clamp(1, 5);
         let lane_heads = gqa.div_ceil(gqa.div_ceil(most));
-        let teams = if lane_heads > 2 { 8 } else { 16 };
+        let teams = if lane_heads > 2 || head_dim > 256 {
+            8
+        } else {
+            16
+        };
         let parts = gqa.div_ceil(lane_heads).min(teams);
         Self {
             lane_heads,
@@ -176,6 +185,7 @@ fn consts(d: &Dispatch, _: &Caps) -> Vec<(&'static str, u32)> {
     let steps = teams.div_ceil(4).next_power_of_two();
     vec![
         ("HEAD_DIM", p.head_dim),
+        ("PAIRS", p.n_pairs),
         ("LANE_HEADS", geometry.lane_heads),
         ("PARTS", geometry.parts),
         ("TEAMS", teams.next_multiple_of(steps)),
@@ -185,7 +195,11 @@ fn consts(d: &Dispatch, _: &Caps) -> Vec<(&'static str, u32)> {
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
-    p.head_dim.is_multiple_of(8) && p.head_dim <= 256 && d.args[6].dtype() == d.args[7].dtype()
+    p.head_dim.is_multiple_of(8)
+        && p.head_dim as usize <= MAX_DIM
+        && p.n_pairs.is_multiple_of(4)
+        && (1..=p.head_dim / 2).contains(&p.n_pairs)
+        && d.args[6].dtype() == d.args[7].dtype()
 }
 
 fn fits_wgsl(d: &Dispatch, caps: &Caps) -> bool {
@@ -218,13 +232,14 @@ fn loads(d: &Dispatch, _: &Caps, ints: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
     let heads = Geometry::of(p.head_dim, gqa).heads();
     let heads = heads.min(gqa - group[2] * heads) as usize;
     let head = p.head_dim as usize * 4;
+    let row_angles = p.n_pairs as usize * 8;
     let arena = keys * p.head_dim as usize * d.args[6].dtype().size();
     [
         tiles.len() * 4,
         16,
         item[3] * 4,
         blocks.len() * rows.len() * 4,
-        angles.len() * head,
+        angles.len() * row_angles,
         rows.len() * heads * head,
         arena,
         arena,
@@ -260,7 +275,8 @@ pub struct Work<'a> {
 
 /// Records the partials of all work items.
 ///
-/// Shapes: `angles` `[n, head_dim / 2, 2]`; `q` `[>= n_rows, n_heads, head_dim]`; `partial`
+/// Shapes: `angles` `[n, pairs, 2]`, of the first pairs of channels that stand half a head apart, a multiple of
+/// four; the pairs behind them are not rotated; `q` `[>= n_rows, n_heads, head_dim]`; `partial`
 /// `[>= n_pairs, n_heads, head_dim]`; `stats` `[>= n_pairs, n_heads, 2]`, largest score and sum.
 ///
 /// # Panics
@@ -280,9 +296,8 @@ pub fn attend(
         arena.keys.cols(),
         "attend: q and keys differ in head_dim"
     );
-    assert_eq!(
-        angles.shape()[1] * 2,
-        q.cols(),
+    assert!(
+        angles.shape()[1] * 2 <= q.cols(),
         "attend: angles do not fit the head"
     );
     assert_eq!(
@@ -299,6 +314,7 @@ pub fn attend(
         n_heads: u32_of(n_heads),
         n_kv_heads: u32_of(n_kv_heads),
         head_dim: u32_of(q.cols()),
+        n_pairs: u32_of(angles.shape()[1]),
         n_rows: u32_of(work.n_rows),
         rows_per_work: u32_of(work.rows_per_work),
         scale,
@@ -348,7 +364,7 @@ fn reference(args: &mut Args<'_>) {
         p.n_kv_heads as usize,
         p.head_dim as usize,
     );
-    let half = dim / 2;
+    let (half, n_pairs) = (dim / 2, p.n_pairs as usize);
     for work in work.u32s().chunks_exact(4).take(p.n_work as usize) {
         for pair in work[2] as usize..(work[2] + work[3]) as usize {
             let row = pair_rows.u32s()[pair] as usize;
@@ -368,8 +384,11 @@ fn reference(args: &mut Args<'_>) {
                         let location = usize::try_from(location).expect("it sees a key");
                         let at = ((tile[0] + key) as usize * kv_heads + kv_head) * dim;
                         let pair = |i: usize| {
-                            let [cos, sin] =
-                                [0, 1].map(|j| angles.get((location * half + i) * 2 + j));
+                            let [cos, sin] = if i < n_pairs {
+                                [0, 1].map(|j| angles.get((location * n_pairs + i) * 2 + j))
+                            } else {
+                                [1.0, 0.0]
+                            };
                             let (a, b) = (query(i), query(i + half));
                             (a * cos - b * sin) * keys.get(at + i)
                                 + (b * cos + a * sin) * keys.get(at + i + half)
@@ -473,7 +492,8 @@ impl Inputs<'_> {
         }
         let mut rotated = vec![0.0; rows.len() * gqa * dim];
         let (mut keys, mut values) = (vec![0.0; TILE * dim], vec![0.0; TILE * dim]);
-        let mut angles = vec![0.0; dim];
+        let row_angles = 2 * p.n_pairs as usize;
+        let mut angles = vec![0.0; row_angles];
         let mut block = u32::MAX;
         for tile in self.tiles[work[0] as usize * 4..work[1] as usize * 4].chunks_exact(4) {
             let location =
@@ -482,15 +502,16 @@ impl Inputs<'_> {
                 block = tile[3];
                 for (row, to) in rows.iter().zip(rotated.chunks_exact_mut(gqa * dim)) {
                     let from = (*row as usize * heads + kv_head * gqa) * dim;
-                    let at = usize::try_from(location(*row)).unwrap_or(0) * dim;
-                    let (cos, sin) = angles.split_at_mut(dim / 2);
-                    let pairs = self.angles[at..at + dim].chunks_exact(2);
+                    let at = usize::try_from(location(*row)).unwrap_or(0) * row_angles;
+                    let (cos, sin) = angles.split_at_mut(row_angles / 2);
+                    let pairs = self.angles[at..at + row_angles].chunks_exact(2);
                     for ((cos, sin), pair) in cos.iter_mut().zip(sin).zip(pairs) {
                         (*cos, *sin) = (pair[0], pair[1]);
                     }
                     ARCH.dispatch(Rotate {
                         from: &self.q[from..from + gqa * dim],
                         to,
+                        head_dim: dim,
                         angles: &angles,
                     });
                 }
@@ -524,10 +545,11 @@ impl Inputs<'_> {
     }
 }
 
-/// Heads, rotated by the cosines and then the sines of one location.
+/// Heads, whose first pairs are rotated by the cosines and then the sines of one location.
 struct Rotate<'a> {
     from: &'a [f32],
     to: &'a mut [f32],
+    head_dim: usize,
     angles: &'a [f32],
 }
 
@@ -536,12 +558,17 @@ impl WithSimd for Rotate<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let half = self.angles.len() / 2;
-        let (cos, sin) = self.angles.split_at(half);
+        let (half, n_pairs) = (self.head_dim / 2, self.angles.len() / 2);
+        let (cos, sin) = self.angles.split_at(n_pairs);
         let ((cos, cos_tail), (sin, sin_tail)) = (S::as_simd_f32s(cos), S::as_simd_f32s(sin));
         let heads = self.from.chunks_exact(2 * half);
         for (from, to) in heads.zip(self.to.chunks_exact_mut(2 * half)) {
             let ((a, b), (x, y)) = (from.split_at(half), to.split_at_mut(half));
+            let ((a, a_rest), (b, b_rest)) = (a.split_at(n_pairs), b.split_at(n_pairs));
+            let (x, x_rest) = x.split_at_mut(n_pairs);
+            let (y, y_rest) = y.split_at_mut(n_pairs);
+            x_rest.copy_from_slice(a_rest);
+            y_rest.copy_from_slice(b_rest);
             let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
             let ((x, x_tail), (y, y_tail)) = (S::as_mut_simd_f32s(x), S::as_mut_simd_f32s(y));
             for i in 0..x.len() {
@@ -641,6 +668,8 @@ struct Scene<'a> {
     range: f32,
     /// Keys that a row sees back from its location.
     window: Option<usize>,
+    /// Pairs of channels that rotate; none: all of them.
+    pairs: Option<usize>,
 }
 
 impl Scene<'_> {
@@ -656,6 +685,7 @@ impl Scene<'_> {
     fn case(&self) -> Case {
         let mut rng = Rng::named(self.name);
         let [heads, kv_heads, dim] = self.heads;
+        let pairs = self.pairs.unwrap_or(dim / 2);
         let n_rows = self.locations.len();
         let total: usize = self.blocks.iter().sum();
         let n_slots = total + self.blocks.len() * TILE + 9;
@@ -709,6 +739,7 @@ impl Scene<'_> {
             n_heads: u32_of(heads),
             n_kv_heads: u32_of(kv_heads),
             head_dim: u32_of(dim),
+            n_pairs: u32_of(pairs),
             n_rows: u32_of(n_rows),
             rows_per_work: most,
             scale: 1.0 / (dim as f32).sqrt(),
@@ -728,9 +759,9 @@ impl Scene<'_> {
             .unwrap_or(0)
             .cast_unsigned() as usize;
         let angles: Vec<f32> = (0..n_angles)
-            .flat_map(|at| (0..dim / 2).map(move |i| (at, i)))
+            .flat_map(|at| (0..pairs).map(move |i| (at, i)))
             .flat_map(|(at, i)| {
-                let angle = at as f64 * 10_000f64.powf(-2.0 * i as f64 / dim as f64);
+                let angle = at as f64 * 10_000f64.powf(-(i as f64) / pairs as f64);
                 #[expect(clippy::cast_possible_truncation, reason = "a table in f32")]
                 [angle.cos() as f32, angle.sin() as f32]
             })
@@ -757,7 +788,7 @@ impl Scene<'_> {
                 words(&[work.len() / 4, 4], work),
                 words(&[n_pairs], pair_rows),
                 words(&[self.blocks.len(), n_rows], locations),
-                floats(DType::F32, &[n_angles, dim / 2, 2], angles),
+                floats(DType::F32, &[n_angles, pairs, 2], angles),
                 floats(DType::F32, &[n_rows, heads, dim], q),
                 keys,
                 values,
@@ -779,6 +810,7 @@ fn cases() -> Vec<Case> {
         split: 64,
         range: 1.5,
         window: None,
+        pairs: None,
     };
     // The authors' kernel test: 2 workers with 2 new tokens each, QwQ-32B heads, everything in [-2, 2].
     let authors = |bites: bool| -> [[i32; 4]; 4] {
@@ -946,6 +978,24 @@ fn cases() -> Vec<Case> {
             locations: &[&[40, 37, 36, -1, -1], &[325, 322, 321, 251, 249]],
             split: SPLIT,
             window: Some(33),
+            ..base
+        },
+        Scene {
+            name: "a latent that heads of DeepSeek-V3 share, of which 32 pairs rotate",
+            dtype: DType::F16,
+            heads: [20, 1, 576],
+            blocks: &[19, 5],
+            locations: &[&[23, 4], &[40, -1]],
+            range: 0.5,
+            pairs: Some(32),
+            ..base
+        },
+        Scene {
+            name: "four pairs of a small head rotate",
+            heads: [3, 1, 24],
+            blocks: &[33, 2],
+            locations: &[&[34, 1], &[90, 7], &[12, -1]],
+            pairs: Some(4),
             ..base
         },
         Scene {

@@ -94,7 +94,7 @@ pub(super) fn columns(n_rows: u32) -> u32 {
 }
 
 /// Quads of weight rows that a workgroup of 64 lanes serves by columns: one for each subgroup.
-fn quads_per_group(caps: &Caps) -> u32 {
+pub(super) fn quads_per_group(caps: &Caps) -> u32 {
     64 / caps.subgroup.0.clamp(4, 64)
 }
 

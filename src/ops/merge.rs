@@ -30,7 +30,12 @@ pub static OP: Op = Op {
             run: Run::Wgsl(Wgsl {
                 file: "shaders/merge.wgsl",
                 source: include_str!("../../shaders/merge.wgsl"),
-                consts: |d, _| vec![("HEAD_DIM", d.params.get::<Params>().head_dim)],
+                consts: |d, _| {
+                    let dim = d.params.get::<Params>().head_dim;
+                    // A lane has four channels.
+                    let lanes = (dim / 4).next_multiple_of(64).max(128);
+                    vec![("HEAD_DIM", dim), ("LANES", lanes)]
+                },
                 elements: &[],
                 groups: |d, _| {
                     let p: Params = d.params.get();
@@ -61,7 +66,7 @@ struct Params {
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
-    p.head_dim.is_multiple_of(4) && p.head_dim <= 512
+    p.head_dim.is_multiple_of(4) && p.head_dim <= 1024
 }
 
 /// What a workgroup loads: its row's partials of its head, with their places and states. A lane comes back to
@@ -203,6 +208,7 @@ fn cases() -> Vec<Case> {
         make("many partials of QwQ-32B heads", &[64, 63], 40, 128),
         make("the widest head", &[5], 2, 256),
         make("a width that no lanes divide", &[9, 2], 3, 136),
+        make("heads over a latent", &[3, 1], 5, 576),
         make("more partials than are weighed at once", &[700], 2, 24),
     ]
 }

@@ -12,6 +12,8 @@ pub mod expert_up;
 pub mod fill;
 pub mod gate_up;
 pub mod gather;
+pub mod heads;
+pub mod latent;
 pub mod linear;
 pub mod merge;
 pub mod place;
@@ -35,6 +37,8 @@ pub static OPS: &[&Op] = &[
     &qkv::OP,
     &project::OP,
     &place::OP,
+    &latent::OP,
+    &heads::OP,
     &attend::OP,
     &merge::OP,
     &gate_up::OP,

@@ -1,8 +1,9 @@
-//! The textbook transformer: dense Qwen2, Qwen3, Llama, Mistral and Phi-3 in f64, O(n²), nothing clever.
+//! The textbook transformer: Qwen2, Qwen3, Llama, Mistral, Phi-3 and DeepSeek-V3 in f64, O(n²), nothing clever.
 //!
 //! It knows no blocks and no layouts. Every token ever fed keeps the key (not rotated) and the value
 //! that it was given once; a row says which of those tokens it sees and at which position each, and
-//! both sides of a score are rotated there and then: `(R(p_query) q) · (R(p_key) k) / sqrt(d)`.
+//! both sides of a score are rotated there and then: `(R(p_query) q) · (R(p_key) k) / sqrt(d)`. Latents are
+//! made keys and values of every head at once, as their paper has it.
 //! Biases, q/k norms and a separate output head are used where their tensors exist, and tensors that hold
 //! several matrices are cut into them.
 
@@ -47,9 +48,10 @@ impl Row {
 pub struct Textbook {
     heads: usize,
     kv_heads: usize,
-    head_dim: usize,
+    head_dim: usize, // of queries and keys
     eps: f64,
     rope: Rope,
+    scale: f64, // of scores
     embed: Linear,
     layers: Vec<Layer>,
     norm: Vec<f64>,
@@ -60,16 +62,119 @@ pub struct Textbook {
 #[derive(Clone, Debug)]
 struct Layer {
     attention_norm: Vec<f64>,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    projections: Projections,
     o: Linear,
-    q_norm: Option<Vec<f64>>,
-    k_norm: Option<Vec<f64>>,
     window: Option<usize>, // tokens that a query sees, itself among them
     mlp_norm: Vec<f64>,
     mlp: Option<Mlp>,
     experts: Option<Experts>,
+}
+
+/// How queries, keys and values are made.
+#[derive(Clone, Debug)]
+enum Projections {
+    Plain {
+        q: Linear,
+        k: Linear,
+        v: Linear,
+        q_norm: Option<Vec<f64>>,
+        k_norm: Option<Vec<f64>>,
+    },
+    Latent(Latent),
+}
+
+/// Multi-head latent attention (DeepSeek-V2, equations 9 to 19): keys and values of a token are made of one
+/// vector, and all heads share the part of the key that rotates.
+#[derive(Clone, Debug)]
+struct Latent {
+    q_down: Option<(Linear, Vec<f64>)>, // and the norm behind it
+    q_up: Linear,
+    kv_down: Linear,
+    kv_norm: Vec<f64>,
+    kv_up: Linear,
+    still: usize, // channels of a key that do not rotate, in front of those that do
+    turning: usize,
+    interleaved: bool,
+}
+
+impl Latent {
+    /// These norms have an epsilon of their own in transformers, whatever the config says.
+    const EPS: f64 = 1e-6;
+
+    fn read(weights: &mut Weights, name: &str, config: &Value) -> Self {
+        let number = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
+        let mut linear = |part: &str| weights.linear(&format!("{name}.{part}"));
+        let (q_a, q_b, q) = (linear("q_a_proj"), linear("q_b_proj"), linear("q_proj"));
+        let [kv_down, kv_up] =
+            ["kv_a_proj_with_mqa", "kv_b_proj"].map(|part| linear(part).unwrap());
+        let mut norm = |part: &str| weights.vector(&format!("{name}.{part}.weight")).unwrap();
+        Self {
+            q_down: q_a.map(|down| (down, norm("q_a_layernorm"))),
+            q_up: q_b.or(q).unwrap(),
+            kv_down,
+            kv_norm: norm("kv_a_layernorm"),
+            kv_up,
+            still: number("qk_nope_head_dim"),
+            turning: number("qk_rope_head_dim"),
+            interleaved: config["rope_interleave"] != Value::Bool(false),
+        }
+    }
+
+    /// Neighbours `(2 i, 2 i + 1)` become `(i, i + n / 2)`, which is how pairs stand here.
+    fn sorted(&self, turning: &[f64]) -> Vec<f64> {
+        if !self.interleaved {
+            return turning.to_vec();
+        }
+        let every_other = |first: usize| turning.iter().skip(first).step_by(2).copied();
+        every_other(0).chain(every_other(1)).collect()
+    }
+
+    fn query(&self, h: &[f64]) -> Vec<f64> {
+        let q = match &self.q_down {
+            Some((down, norm)) => self.q_up.apply(&rms_norm(&down.apply(h), norm, Self::EPS)),
+            None => self.q_up.apply(h),
+        };
+        let heads = q.chunks(self.still + self.turning);
+        let sorted = heads.flat_map(|head| {
+            let (still, turning) = head.split_at(self.still);
+            [still.to_vec(), self.sorted(turning)].concat()
+        });
+        sorted.collect()
+    }
+
+    fn key_value(&self, h: &[f64], heads: usize) -> Kv {
+        let down = self.kv_down.apply(h);
+        let (latent, turning) = down.split_at(down.len() - self.turning);
+        let up = self
+            .kv_up
+            .apply(&rms_norm(latent, &self.kv_norm, Self::EPS));
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        for head in up.chunks(up.len() / heads) {
+            let (still, value) = head.split_at(self.still);
+            k.extend([still, &self.sorted(turning)].concat());
+            v.extend(value);
+        }
+        Kv { k, v }
+    }
+}
+
+impl Projections {
+    fn query(&self, h: &[f64], eps: f64) -> Vec<f64> {
+        match self {
+            Self::Plain { q, q_norm, .. } => norm_heads(q.apply(h), q_norm.as_deref(), eps),
+            Self::Latent(latent) => latent.query(h),
+        }
+    }
+
+    fn key_value(&self, h: &[f64], heads: usize, eps: f64) -> Kv {
+        match self {
+            Self::Plain { k, v, k_norm, .. } => Kv {
+                k: norm_heads(k.apply(h), k_norm.as_deref(), eps),
+                v: v.apply(h),
+            },
+            Self::Latent(latent) => latent.key_value(h, heads),
+        }
+    }
 }
 
 /// Gate, up and down: a feed-forward block, or one expert.
@@ -93,13 +198,65 @@ impl Mlp {
     }
 }
 
-/// A mixture of experts: the best few by softmax, and their sum weighted by it.
+/// A mixture of experts: the best few by softmax, and their sum weighted by it; or by sigmoids and groups.
 #[derive(Clone, Debug)]
 struct Experts {
     router: Linear,
     all: Vec<Mlp>,
     top_k: usize,
     normalise: bool,
+    sigmoids: Option<Sigmoids>,
+    shared: Option<Mlp>,
+}
+
+/// What DeepSeek-V3 adds to the choice (its equations 12 to 16).
+#[derive(Clone, Debug)]
+struct Sigmoids {
+    bias: Vec<f64>, // for the choice alone
+    groups: usize,
+    top_groups: usize,
+    factor: f64,
+}
+
+impl Sigmoids {
+    fn read(weights: &mut Weights, name: &str, config: &Value) -> Option<Self> {
+        let bias = weights.vector(&format!("{name}.gate.e_score_correction_bias"))?;
+        let number = |key: &str| usize::try_from(config[key].as_u64().unwrap()).unwrap();
+        Some(Self {
+            bias,
+            groups: number("n_group"),
+            top_groups: number("topk_group"),
+            factor: config["routed_scaling_factor"].as_f64().unwrap(),
+        })
+    }
+
+    /// The chosen experts, and the weight of each.
+    fn choose(&self, logits: &[f64], top_k: usize, normalise: bool) -> Vec<(usize, f64)> {
+        let scores: Vec<f64> = logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect();
+        let biased: Vec<f64> = zip(&scores, &self.bias).map(|(s, b)| s + b).collect();
+        let size = biased.len() / self.groups;
+        let of_group = |group: usize| {
+            let mut best = biased[group * size..(group + 1) * size].to_vec();
+            best.sort_by(|a, b| b.total_cmp(a));
+            best[0] + best[1]
+        };
+        let mut groups: Vec<usize> = (0..self.groups).collect();
+        groups.sort_by(|&a, &b| of_group(b).total_cmp(&of_group(a)));
+        groups.truncate(self.top_groups);
+        let mut best: Vec<usize> = (0..biased.len())
+            .filter(|expert| groups.contains(&(expert / size)))
+            .collect();
+        best.sort_by(|&a, &b| biased[b].total_cmp(&biased[a]));
+        best.truncate(top_k);
+        let total = if normalise {
+            best.iter().map(|&e| scores[e]).sum()
+        } else {
+            1.0
+        };
+        best.into_iter()
+            .map(|e| (e, scores[e] / total * self.factor))
+            .collect()
+    }
 }
 
 impl Experts {
@@ -114,11 +271,32 @@ impl Experts {
             all,
             top_k: usize::try_from(config["num_experts_per_tok"].as_u64().unwrap()).unwrap(),
             normalise: config["norm_topk_prob"] == Value::Bool(true),
+            sigmoids: Sigmoids::read(weights, name, config),
+            shared: Mlp::read(weights, &format!("{name}.shared_experts")),
         })
     }
 
     fn apply(&self, h: &[f64]) -> Vec<f64> {
-        let weights: Vec<f64> = self.router.apply(h).iter().map(|l| l.exp()).collect();
+        let logits = self.router.apply(h);
+        let chosen = match &self.sigmoids {
+            Some(sigmoids) => sigmoids.choose(&logits, self.top_k, self.normalise),
+            None => self.by_softmax(&logits),
+        };
+        let mut out = match &self.shared {
+            Some(shared) => shared.apply(h),
+            None => vec![0.0; h.len()],
+        };
+        for (expert, weight) in chosen {
+            for (out, v) in zip(&mut out, self.all[expert].apply(h)) {
+                *out += weight * v;
+            }
+        }
+        out
+    }
+
+    /// The chosen experts, and the weight of each.
+    fn by_softmax(&self, logits: &[f64]) -> Vec<(usize, f64)> {
+        let weights: Vec<f64> = logits.iter().map(|l| l.exp()).collect();
         let mut best: Vec<usize> = (0..weights.len()).collect();
         best.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
         best.truncate(self.top_k);
@@ -128,20 +306,14 @@ impl Experts {
             (0..weights.len()).collect()
         };
         let total: f64 = among.iter().map(|&e| weights[e]).sum();
-        let mut out = vec![0.0; h.len()];
-        for e in best {
-            for (out, v) in zip(&mut out, self.all[e].apply(h)) {
-                *out += weights[e] / total * v;
-            }
-        }
-        out
+        best.into_iter().map(|e| (e, weights[e] / total)).collect()
     }
 }
 
 #[derive(Clone, Debug)]
 struct Kv {
     k: Vec<f64>, // [kv_heads, head_dim], not rotated
-    v: Vec<f64>, // [kv_heads, head_dim]
+    v: Vec<f64>, // [kv_heads, width of a value]
 }
 
 impl Textbook {
@@ -170,7 +342,14 @@ impl Textbook {
         let ff = number("intermediate_size").unwrap();
 
         let mut weights = read_weights(dir);
-        let layers: Vec<_> = (0..number("num_hidden_layers").unwrap())
+        let n_layers = number("num_hidden_layers").unwrap();
+        // Layers behind the last predict further tokens.
+        let is_extra = |name: &String| {
+            number("num_nextn_predict_layers").is_some()
+                && name.starts_with(&format!("model.layers.{n_layers}."))
+        };
+        weights.0.retain(|name, _| !is_extra(name));
+        let layers: Vec<_> = (0..n_layers)
             .map(|n| {
                 let name = |part: &str| format!("model.layers.{n}.{part}");
                 let sizes = [heads * head_dim(&config), kv_size, kv_size];
@@ -187,12 +366,19 @@ impl Textbook {
                 Layer {
                     window: window(&config, n),
                     attention_norm: weights.vector(&name("input_layernorm.weight")).unwrap(),
-                    q: weights.linear(&name("self_attn.q_proj")).unwrap(),
-                    k: weights.linear(&name("self_attn.k_proj")).unwrap(),
-                    v: weights.linear(&name("self_attn.v_proj")).unwrap(),
+                    projections: if config["kv_lora_rank"].is_null() {
+                        Projections::Plain {
+                            q: weights.linear(&name("self_attn.q_proj")).unwrap(),
+                            k: weights.linear(&name("self_attn.k_proj")).unwrap(),
+                            v: weights.linear(&name("self_attn.v_proj")).unwrap(),
+                            q_norm: weights.vector(&name("self_attn.q_norm.weight")),
+                            k_norm: weights.vector(&name("self_attn.k_norm.weight")),
+                        }
+                    } else {
+                        let name = name("self_attn");
+                        Projections::Latent(Latent::read(&mut weights, &name, &config))
+                    },
                     o: weights.linear(&name("self_attn.o_proj")).unwrap(),
-                    q_norm: weights.vector(&name("self_attn.q_norm.weight")),
-                    k_norm: weights.vector(&name("self_attn.k_norm.weight")),
                     mlp_norm: weights
                         .vector(&name("post_attention_layernorm.weight"))
                         .unwrap(),
@@ -216,7 +402,8 @@ impl Textbook {
         Ok(Self {
             heads,
             kv_heads,
-            head_dim: head_dim(&config),
+            head_dim: rope.first + head_dim(&config),
+            scale: scale(&config, rope.first + head_dim(&config)),
             eps: config["rms_norm_eps"].as_f64().unwrap(),
             rope,
             embed,
@@ -261,11 +448,7 @@ impl Textbook {
                 .map(|x| rms_norm(x, &layer.attention_norm, self.eps))
                 .collect();
             for h in &normed {
-                let k = norm_heads(layer.k.apply(h), layer.k_norm.as_deref(), self.eps);
-                kept.push(Kv {
-                    k,
-                    v: layer.v.apply(h),
-                });
+                kept.push(layer.projections.key_value(h, self.heads, self.eps));
             }
 
             let mut n = 0;
@@ -277,8 +460,7 @@ impl Textbook {
                 let keys: Vec<_> = keys.collect();
                 for _ in &row.tokens {
                     let position = position_of(first + n, &row.view);
-                    let q =
-                        norm_heads(layer.q.apply(&normed[n]), layer.q_norm.as_deref(), self.eps);
+                    let q = layer.projections.query(&normed[n], self.eps);
                     let q = self.rope.rotate(&q, self.head_dim, position);
                     let past: Vec<_> = zip(&row.view, &keys)
                         .filter(|(seen, _)| seen.position <= position)
@@ -287,7 +469,7 @@ impl Textbook {
                         })
                         .map(|(seen, k)| (k.as_slice(), kept[seen.token].v.as_slice()))
                         .collect();
-                    let attended = attend(&q, &past, self.heads, self.kv_heads);
+                    let attended = attend(&q, &past, [self.heads, self.kv_heads], self.scale);
                     add(&mut x[n], &layer.o.apply(&attended));
                     n += 1;
                 }
@@ -350,9 +532,11 @@ impl Linear {
     }
 }
 
-/// Rotary embedding of the pairs `(i, i + n)` of a head, of which there are n; the channels behind them stay.
+/// Rotary embedding of the pairs `(i, i + n)` of a head, of which there are n, from a channel on; the channels
+/// before and behind them stay.
 #[derive(Clone, Debug)]
 struct Rope {
+    first: usize,
     inv_freq: Vec<f32>, // rounded to f32 as transformers keeps them; angles are f64
     multiplier: f64,    // of cos and sin, so a score gets its square
 }
@@ -364,9 +548,9 @@ impl Rope {
         for head in out.chunks_mut(head_dim) {
             for (i, &inv_freq) in self.inv_freq.iter().enumerate() {
                 let (sin, cos) = (position as f64 * f64::from(inv_freq)).sin_cos();
-                let (a, b) = (head[i], head[i + half]);
-                head[i] = (a * cos - b * sin) * self.multiplier;
-                head[i + half] = (b * cos + a * sin) * self.multiplier;
+                let (a, b) = (head[self.first + i], head[self.first + i + half]);
+                head[self.first + i] = (a * cos - b * sin) * self.multiplier;
+                head[self.first + i + half] = (b * cos + a * sin) * self.multiplier;
             }
         }
         out
@@ -469,6 +653,7 @@ impl Rope {
         )]
         let inv_freq = inv_freq.into_iter().map(|inv| inv as f32).collect();
         Ok(Self {
+            first: usize::try_from(config["qk_nope_head_dim"].as_u64().unwrap_or(0)).unwrap(),
             inv_freq,
             multiplier,
         })
@@ -484,21 +669,26 @@ fn add(x: &mut [f64], y: &[f64]) {
 }
 
 /// Softmax attention of all heads of one query over (key, value) pairs.
-fn attend(q: &[f64], past: &[(&[f64], &[f64])], heads: usize, kv_heads: usize) -> Vec<f64> {
-    let d = q.len() / heads;
-    let mut out = vec![0.0; q.len()];
-    for (head, (q, out)) in zip(q.chunks(d), out.chunks_mut(d)).enumerate() {
+fn attend(
+    q: &[f64],
+    past: &[(&[f64], &[f64])],
+    [heads, kv_heads]: [usize; 2],
+    scale: f64,
+) -> Vec<f64> {
+    let (d, wide) = (q.len() / heads, past[0].1.len() / kv_heads);
+    let mut out = vec![0.0; heads * wide];
+    for (head, (q, out)) in zip(q.chunks(d), out.chunks_mut(wide)).enumerate() {
         let kv_head = head / (heads / kv_heads);
-        let here = kv_head * d..(kv_head + 1) * d;
         let scores = past
             .iter()
-            .map(|(k, _)| dot(q, &k[here.clone()]) / (d as f64).sqrt());
+            .map(|(k, _)| dot(q, &k[kv_head * d..(kv_head + 1) * d]) * scale);
         let scores: Vec<_> = scores.collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
         for (score, (_, v)) in zip(scores, past) {
             let weight = (score - max).exp() / sum;
-            zip(&mut *out, &v[here.clone()]).for_each(|(out, v)| *out += weight * v);
+            let v = &v[kv_head * wide..(kv_head + 1) * wide];
+            zip(&mut *out, v).for_each(|(out, v)| *out += weight * v);
         }
     }
     out
@@ -527,17 +717,41 @@ fn position_of(token: usize, view: &[Seen]) -> usize {
     position
 }
 
+/// Width of a head, of latents that of the channels which rotate.
 fn head_dim(config: &Value) -> usize {
     let number = |key: &str| config[key].as_u64();
-    let dim = number("head_dim")
+    let dim = number("qk_rope_head_dim")
+        .or(number("head_dim"))
         .unwrap_or_else(|| number("hidden_size").unwrap() / number("num_attention_heads").unwrap());
     usize::try_from(dim).unwrap()
+}
+
+/// What multiplies scores: DeepSeek-V3 has `YaRN`'s temperature there, squared, where `mscale_all_dim` is set.
+fn scale(config: &Value, dim: usize) -> f64 {
+    let plain = (dim as f64).sqrt().recip();
+    let rope = [&config["rope_parameters"], &config["rope_scaling"]];
+    let number = |key: &str| rope.iter().find_map(|rope| rope[key].as_f64());
+    match (number("mscale_all_dim"), number("factor")) {
+        (Some(all), Some(factor)) if config["model_type"] == "deepseek_v3" && factor > 1.0 => {
+            plain * (0.1 * all * factor.ln() + 1.0).powi(2)
+        }
+        _ => plain,
+    }
 }
 
 /// Refuses what the textbook does not teach: a silent guess would be worse than no opinion.
 fn supported(config: &Value) -> Result<(), String> {
     let model_type = config["model_type"].as_str().unwrap_or("none");
-    if !["qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3"].contains(&model_type) {
+    let known = [
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "llama",
+        "mistral",
+        "phi3",
+        "deepseek_v3",
+    ];
+    if !known.contains(&model_type) {
         return Err(format!("model type {model_type}"));
     }
     if !config["quantization_config"].is_null() {

@@ -37,11 +37,58 @@ pub struct TinyModel {
     /// Tokens that a layer sees: makes it a Mistral, unless it is another by now. Of Qwen2 and Qwen3, layer
     /// 0 sees everything.
     pub window: Option<usize>,
+    /// A latent in place of keys and values, and experts behind layer 0: makes it a DeepSeek-V3.
+    pub latent: Option<TinyLatent>,
     /// Whether `config.json` is spelled as transformers 5 does it.
     pub new_config: bool,
     /// `F32`, `F16` or `BF16`.
     pub dtype: Dtype,
     pub rope: TinyRope,
+}
+
+/// Sizes of latent attention. Experts are always as in [`TinyLatent::EXPERTS`].
+#[derive(Clone, Copy, Debug)]
+pub struct TinyLatent {
+    /// `None`: queries are made at once.
+    pub q_rank: Option<usize>,
+    pub rank: usize,
+    pub nope: usize,
+    pub rope: usize,
+    pub v: usize,
+    pub interleaved: bool,
+}
+
+impl TinyLatent {
+    /// Experts, groups, groups that stay, experts of a token, experts that all tokens share.
+    const EXPERTS: [usize; 5] = [9, 3, 2, 3, 2];
+
+    /// Width inside an expert.
+    const FF: usize = 20;
+
+    /// What it adds to a config. What is interleaved is normalised, to have both of both.
+    fn config(self, heads: usize) -> Value {
+        let [experts, groups, top_groups, top_k, shared] = Self::EXPERTS;
+        json!({
+            "num_key_value_heads": heads,
+            "head_dim": self.rope,
+            "q_lora_rank": self.q_rank,
+            "kv_lora_rank": self.rank,
+            "qk_nope_head_dim": self.nope,
+            "qk_rope_head_dim": self.rope,
+            "v_head_dim": self.v,
+            "rope_interleave": self.interleaved,
+            "n_routed_experts": experts,
+            "n_group": groups,
+            "topk_group": top_groups,
+            "num_experts_per_tok": top_k,
+            "n_shared_experts": shared,
+            "moe_intermediate_size": Self::FF,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": self.interleaved,
+            "routed_scaling_factor": 1.5,
+            "num_nextn_predict_layers": 1,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +115,7 @@ impl Default for TinyModel {
             fused: false,
             rotary: 1.0,
             window: None,
+            latent: None,
             new_config: false,
             dtype: Dtype::F32,
             rope: TinyRope::Default,
@@ -92,6 +140,9 @@ impl TinyModel {
 
     fn config(&self) -> Value {
         let (model_type, architecture) = match self {
+            Self {
+                latent: Some(_), ..
+            } => ("deepseek_v3", "DeepseekV3ForCausalLM"),
             Self { qk_norm: true, .. } => ("qwen3", "Qwen3ForCausalLM"),
             Self { bias: true, .. } => ("qwen2", "Qwen2ForCausalLM"),
             Self { fused: true, .. } => ("phi3", "Phi3ForCausalLM"),
@@ -144,6 +195,14 @@ impl TinyModel {
             "bos_token_id": 1,
             "eos_token_id": 2,
         });
+        if let Some(latent) = self.latent {
+            let more = latent.config(self.heads).as_object().unwrap().clone();
+            config.as_object_mut().unwrap().extend(more);
+            if matches!(self.rope, TinyRope::Yarn { .. }) {
+                rope_scaling["mscale"] = json!(0.7);
+                rope_scaling["mscale_all_dim"] = json!(1.2);
+            }
+        }
         if let TinyRope::LongRope { original, .. } = self.rope {
             config["original_max_position_embeddings"] = original.into();
         }
@@ -222,9 +281,6 @@ impl TinyModel {
                 .collect();
             tensors.insert(name, (shape.to_vec(), data));
         };
-        // A matrix that keeps the size of its input.
-        let keep = |fan_in: usize| (fan_in as f64).sqrt().recip();
-
         let embed_std = if self.tied { keep(hidden) } else { 1.0 };
         put(
             "model.embed_tokens.weight".to_owned(),
@@ -245,6 +301,15 @@ impl TinyModel {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
             put(name("input_layernorm.weight"), &[hidden], 1.0, 0.2);
             put(name("post_attention_layernorm.weight"), &[hidden], 1.0, 0.2);
+            if let Some(latent) = self.latent {
+                self.put_latent(&name, latent, &mut put);
+                if layer > 0 {
+                    self.put_experts(&name, &mut put);
+                    continue;
+                }
+                self.put_mlp(&name("mlp"), ff, &mut put);
+                continue;
+            }
             put(
                 name("self_attn.q_proj.weight"),
                 &[q, hidden],
@@ -273,14 +338,12 @@ impl TinyModel {
                 put(name("self_attn.q_norm.weight"), &[head_dim], 1.0, 0.3);
                 put(name("self_attn.k_norm.weight"), &[head_dim], 1.0, 0.3);
             }
-            put(
-                name("mlp.gate_proj.weight"),
-                &[ff, hidden],
-                0.0,
-                keep(hidden),
-            );
-            put(name("mlp.up_proj.weight"), &[ff, hidden], 0.0, keep(hidden));
-            put(name("mlp.down_proj.weight"), &[hidden, ff], 0.0, keep(ff));
+            self.put_mlp(&name("mlp"), ff, &mut put);
+        }
+        if self.latent.is_some() {
+            // What predicts the token after the next, which nobody reads.
+            let name = format!("model.layers.{}.eh_proj.weight", self.layers);
+            put(name, &[hidden, 2 * hidden], 0.0, keep(hidden));
         }
         if self.fused {
             for layer in 0..self.layers {
@@ -288,6 +351,73 @@ impl TinyModel {
             }
         }
         tensors
+    }
+
+    /// Gate, up and down.
+    fn put_mlp(&self, name: &str, ff: usize, put: &mut Put<'_>) {
+        let hidden = self.hidden;
+        for (module, shape) in [
+            ("gate_proj", [ff, hidden]),
+            ("up_proj", [ff, hidden]),
+            ("down_proj", [hidden, ff]),
+        ] {
+            put(
+                format!("{name}.{module}.weight"),
+                &shape,
+                0.0,
+                keep(shape[1]),
+            );
+        }
+    }
+
+    fn put_latent(&self, name: &dyn Fn(&str) -> String, of: TinyLatent, put: &mut Put<'_>) {
+        let (hidden, heads) = (self.hidden, self.heads);
+        let mut matrix = |module: &str, out: usize, fan_in: usize| {
+            let name = name(&format!("self_attn.{module}.weight"));
+            put(name, &[out, fan_in], 0.0, keep(fan_in));
+        };
+        let q = heads * (of.nope + of.rope);
+        match of.q_rank {
+            None => matrix("q_proj", q, hidden),
+            Some(rank) => {
+                matrix("q_a_proj", rank, hidden);
+                matrix("q_b_proj", q, rank);
+            }
+        }
+        matrix("kv_a_proj_with_mqa", of.rank + of.rope, hidden);
+        matrix("kv_b_proj", heads * (of.nope + of.v), of.rank);
+        matrix("o_proj", hidden, heads * of.v);
+        let mut vector = |part: &str, len: usize, mean: f64| {
+            put(name(&format!("self_attn.{part}")), &[len], mean, 0.3);
+        };
+        vector("kv_a_layernorm.weight", of.rank, 1.0);
+        if let Some(rank) = of.q_rank {
+            vector("q_a_layernorm.weight", rank, 1.0);
+        }
+        if self.bias {
+            vector("kv_a_proj_with_mqa.bias", of.rank + of.rope, 0.0);
+            vector("o_proj.bias", hidden, 0.0);
+            if let Some(rank) = of.q_rank {
+                vector("q_a_proj.bias", rank, 0.0);
+            }
+        }
+    }
+
+    fn put_experts(&self, name: &dyn Fn(&str) -> String, put: &mut Put<'_>) {
+        let (hidden, [experts, .., shared]) = (self.hidden, TinyLatent::EXPERTS);
+        put(
+            name("mlp.gate.weight"),
+            &[experts, hidden],
+            0.0,
+            keep(hidden),
+        );
+        let bias = name("mlp.gate.e_score_correction_bias");
+        put(bias, &[experts], 0.0, 0.3);
+        for expert in 0..experts {
+            let name = name(&format!("mlp.experts.{expert}"));
+            self.put_mlp(&name, TinyLatent::FF, put);
+        }
+        self.put_mlp(&name("mlp.shared_experts"), shared * TinyLatent::FF, put);
     }
 
     fn to_bytes(&self, x: f64) -> Vec<u8> {
@@ -299,6 +429,14 @@ impl TinyModel {
             other => panic!("no tiny model in {other:?}"),
         }
     }
+}
+
+/// Adds a tensor of a name and a shape, with normal numbers of a mean and a deviation.
+type Put<'a> = dyn FnMut(String, &[usize], f64, f64) + 'a;
+
+/// The deviation of a matrix that keeps the size of its input.
+fn keep(fan_in: usize) -> f64 {
+    (fan_in as f64).sqrt().recip()
 }
 
 /// Puts the tensors of a layer that Phi-3 has as one below each other, in its order.

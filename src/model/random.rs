@@ -5,8 +5,8 @@
 
 use super::latent::{self, LatentWeights};
 use super::load::{
-    Attention, Layer, Matrix, Parts, Pieces, Router, Shared, Weights, feed_forward, out, padded,
-    router, rows_of, shared,
+    Attention, Head, Layer, Matrix, Parts, Pieces, Router, Shared, Weights, feed_forward, out,
+    padded, router, rows_of, shared,
 };
 use super::{Config, Latent};
 use crate::Result;
@@ -55,7 +55,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
             _ => make.layer(config, layer, how.dtype)?,
         });
     }
-    let head = if config.tie_word_embeddings == Some(true) {
+    let pieces = if config.tie_word_embeddings == Some(true) {
         embed.clone()
     } else {
         make.pieces(rows, cols, outer)?
@@ -63,9 +63,11 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
     Ok(Weights {
         embed,
         layers,
-        norm: make.norm(cols)?,
-        head,
-        head_bias: device.tensor(&[rows], DType::F32)?,
+        head: Some(Head {
+            norm: make.norm(cols)?,
+            pieces,
+            bias: device.tensor(&[rows], DType::F32)?,
+        }),
         no_scales: make.no_scales,
         qk_norm: config.family.model_type.starts_with("qwen3"),
     })

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::case::{Rng, floats, words};
 use super::dot::{Matrix, ROWS, dots};
 use super::{MAX_COLS, u32_of};
-use crate::device::{Caps, CaseArg, DType, Dispatch, Tensor, View};
+use crate::device::{Caps, CaseArg, DType, Tensor, View};
 
 /// Weight and bias of a linear layer, or a piece of it.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +145,7 @@ pub(super) fn tile_groups(n_quads: u32, n_rows: u32) -> [u32; 3] {
 
 /// A linear op as the host sees it, to count what a workgroup loads.
 pub(super) struct Launched<'a> {
-    pub(super) dispatch: &'a Dispatch,
+    pub(super) weight: &'a Tensor,
     pub(super) n_rows: u32,
     pub(super) k: u32,
     pub(super) group: u32,
@@ -193,7 +193,7 @@ impl Launched<'_> {
         let quads = stretch(quads, group[0], self.n_quads);
         let rows = stretch(rows, group[1], self.n_rows);
         let served: BTreeSet<u32> = quads.clone().flat_map(quad_rows).collect();
-        let weight = &self.dispatch.args[2];
+        let weight = self.weight;
         let row = |n: usize| (served.len() * n) as u64;
         let x_row = u64::from(self.k) * 4;
         let coded = weight.dtype().span() > 1;

@@ -49,7 +49,7 @@
 //! * [`ops`]: every kind of dispatch: its verb, f64 reference, cases, tolerance, kernels.
 //! * [`cache`]: blocks over pages, layouts (who sees what), the plan of a pass.
 //! * [`model`]: a model directory, its checks, quantised weights, the forward pass, and
-//!   [`model::Engine`], which plays it.
+//!   [`model::Engine`], which plays it; [`model::placement`]: which layers are on which device.
 //! * [`hub`]: a model's name to a model directory, through the Hugging Face cache.
 //! * [`text`], [`sampler`], [`protocol`]: tokenizer and templates, what a choice of a token is (the op
 //!   [`ops::sample`] computes it), what may be said.
@@ -62,7 +62,8 @@
 //! * Within a pass every worker's new tokens are stored before any of them attends.
 //! * A worker's bits depend on what it sees, not on who shares the pass, in which order, or where a
 //!   prefill was cut.
-//! * The same logits give the same token on every device; only ids come back from it.
+//! * The same logits give the same token on every device; only ids come back from it, and hidden rows where
+//!   the next layers are on another.
 //! * Header and events of a log are the session: the same model runs them again to the same ids.
 //! * Any file may be hostile; the worst result is an [`Error`] that names it.
 

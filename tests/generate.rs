@@ -1640,6 +1640,7 @@ fn raw_header(settings: &Settings, prompt: &[TokenId], ends: &[TokenId]) -> Head
         hogwild: "test".to_owned(),
         model: name(),
         device: "test".to_owned(),
+        layers: Vec::new(),
         settings: settings.clone(),
         rules: None,
         names: Vec::new(),

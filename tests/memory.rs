@@ -27,7 +27,7 @@ use common::tiny::TinyModel;
 use hogwild::cache::layout::Layout;
 use hogwild::demo::Problem;
 use hogwild::device::{DType, Device};
-use hogwild::model::memory::{self, Need};
+use hogwild::model::memory::{self, Need, Room};
 use hogwild::model::quantize::{Options, quantize};
 use hogwild::model::{Model, ModelFiles};
 use hogwild::protocol::NAMES;
@@ -101,8 +101,13 @@ fn what_does_not_fit_is_refused_with_what_would() {
     model.write(dir.path(), "refused");
     let files = ModelFiles::open(dir.path()).unwrap();
     let said = |context, kv, have: u64| {
-        let result = memory::check(&files, context, kv, have, "some device");
-        result.map_err(|error| error.to_string())
+        let room = Room {
+            device: "some device".to_owned(),
+            bytes: Some(have),
+            pool: 0,
+        };
+        let result = memory::place(&files, context, kv, None, &[room], Vec::new);
+        result.map(drop).map_err(|error| error.to_string())
     };
     let need = |context, kv| Need::of(&files, context, kv);
     // What is needed is a sixteenth less than there must be.

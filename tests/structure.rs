@@ -412,7 +412,7 @@ fn the_paths_of_the_sources_are_read() {
         );
     };
     named("model/engine.rs", "crate::cache::plan::SPLIT");
-    named("model/engine.rs", "crate::model::forward::Model");
+    named("model/engine.rs", "crate::model::forward::Scratch");
     named("model/forward.rs", "crate::ops::attend::Work");
     named("cache/mod.rs", "crate::device::DType");
     named("ops/embed.rs", "crate::device::Caps");

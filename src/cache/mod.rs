@@ -44,11 +44,23 @@ impl CacheShape {
 }
 
 impl KvCache {
-    /// Reserves room for `n_tokens` tokens and one partly filled page for each of `n_blocks` blocks.
+    /// Reserves `n_pages` pages on a device.
     ///
     /// # Errors
     /// [`Error::Limit`] or [`Error::Device`] if the device cannot hold it.
     pub fn new(device: &Device, shape: CacheShape, n_pages: usize) -> Result<Self> {
+        Self::over(|_| device, shape, n_pages)
+    }
+
+    /// Reserves `n_pages` pages; those of a layer are where the layer is.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] or [`Error::Device`] if a device cannot hold them.
+    pub fn over<'a>(
+        device_of: impl Fn(usize) -> &'a Device,
+        shape: CacheShape,
+        n_pages: usize,
+    ) -> Result<Self> {
         let n_slots = n_pages
             .checked_mul(PAGE)
             .filter(|&n| n < 1 << 31)
@@ -59,7 +71,8 @@ impl KvCache {
             })?;
         let dims = [n_slots, shape.n_kv_heads, shape.head_dim];
         let mut layers: Vec<[Tensor; 2]> = Vec::new();
-        for _ in 0..shape.n_layers {
+        for layer in 0..shape.n_layers {
+            let device = device_of(layer);
             layers.push(match layers.first() {
                 Some(first) if shape.shared => first.clone(),
                 _ => [

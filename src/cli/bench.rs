@@ -178,6 +178,7 @@ impl<'a> Bench<'a> {
             model: args.model.clone(),
             revision: args.revision.clone(),
             device: Some(args.device.clone()),
+            layers: Vec::new(),
             check: false,
             unchecked: args.unchecked,
             no_ahead: false,
@@ -204,14 +205,15 @@ impl<'a> Bench<'a> {
         let contexts = given(&wanted, contexts);
         let passes = args.passes.map_or(passes, |n| n as usize);
         let directory = load.directory()?;
-        let device = load.open_device(&args.device)?;
+        let devices = load.open_devices(&args.device)?;
+        let device = devices.only()?;
         // Measured before the weights take their part of the memory.
         let bandwidth = Memory::new(&device)?.bandwidth()?;
         let furthest = contexts.iter().max().copied().unwrap_or(0);
         let n_positions = furthest + (passes + WARM_UP + 4) * 17;
         let (name, model) = if let Some((path, directory)) = args.model.as_ref().zip(directory) {
             let files = ModelFiles::open(directory)?;
-            let model = load.load(device.clone(), &files, n_positions, args.kv_dtype)?;
+            let model = load.load(&devices, &[], &files, n_positions, args.kv_dtype)?;
             (path.display().to_string(), model)
         } else {
             let config = shapes::find(&args.shape)?;

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use super::load::{LoadArgs, check_ids, name_tokenizer};
+use super::load::{Devices, LoadArgs, check_ids, name_tokenizer};
 use super::output::{Colour, Output, Status, neutralise};
 use super::stdout_error;
 use crate::cache::layout::Layout;
 use crate::demo;
-use crate::device::Device;
-use crate::model::{GenerationConfig, ModelFiles};
+use crate::model::{GenerationConfig, Model, ModelFiles};
 use crate::protocol::{MAX_STYLE, Problem, PromptStyle, Protocol, default_names, step_prefix};
 use crate::session::{
     Command, Event, FORMAT, Header, Log, ModelName, OpeningIds, Raw, Reason, RulesName, Session,
@@ -197,7 +196,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         style,
         rules,
     };
-    solve(args, &subject, &names(args)?, &open_device(args)?).map_err(name_tokenizer(directory))?;
+    solve(args, &subject, &names(args)?, &open_devices(args)?)
+        .map_err(name_tokenizer(directory))?;
     Ok(exit_code())
 }
 
@@ -250,8 +250,8 @@ fn run_built_in(args: &Args) -> Result<ExitCode> {
         style,
         rules,
     };
-    let device = open_device(args)?;
-    let outcome = solve(args, &subject, &names, &device)?;
+    let devices = open_devices(args)?;
+    let outcome = solve(args, &subject, &names, &devices)?;
     let sums = problem.sums().len();
     let verdict = match outcome
         .answer
@@ -268,7 +268,7 @@ fn run_built_in(args: &Args) -> Result<ExitCode> {
         outcome.passes
     ));
     if n > 1 && !args.load.quiet && !INTERRUPTED.load(Ordering::SeqCst) {
-        let mut alone = prepare(args, &subject, &names[..1], &device)?;
+        let mut alone = prepare(args, &subject, &names[..1], &devices)?;
         while !alone.is_over() {
             alone.step(&[])?;
         }
@@ -392,12 +392,7 @@ struct Outcome {
 }
 
 /// A session that is ready to begin, and the name of its rules.
-fn prepare(
-    args: &Args,
-    subject: &Subject,
-    names: &[String],
-    device: &Arc<Device>,
-) -> Result<Session> {
+fn prepare(args: &Args, subject: &Subject, names: &[String], devices: &Devices) -> Result<Session> {
     let (files, text) = (&subject.files, &subject.text);
     let rules = subject.rules.rules()?;
     let settings = settings(args, &files.generation, files, text);
@@ -420,23 +415,16 @@ fn prepare(
         context,
         ..settings
     };
-    let model = args
-        .load
-        .load(device.clone(), files, settings.context, settings.kv_type()?)?;
+    let model = load(args, devices, files, &settings)?;
     let mut engine = settings.engine(model, args.load.check)?;
     engine.set_ahead(!args.load.no_ahead);
     Session::new(engine, protocol, settings)
 }
 
 /// Runs a session on a subject and shows it.
-fn solve(
-    args: &Args,
-    subject: &Subject,
-    names: &[String],
-    device: &Arc<Device>,
-) -> Result<Outcome> {
+fn solve(args: &Args, subject: &Subject, names: &[String], devices: &Devices) -> Result<Outcome> {
     let mut sinks = Sinks::open(args)?;
-    let mut session = prepare(args, subject, names, device)?;
+    let mut session = prepare(args, subject, names, devices)?;
     args.load.note(&format!("seed {}", session.settings().seed));
     sinks.begin(&session.header(subject.model.clone(), subject.rules.clone()))?;
     let mut show = Show::new(args, names.to_vec());
@@ -460,9 +448,19 @@ fn solve(
     Ok(Outcome { passes, answer })
 }
 
-fn open_device(args: &Args) -> Result<Arc<Device>> {
+fn open_devices(args: &Args) -> Result<Devices> {
     args.load
-        .open_device(args.load.device.as_deref().unwrap_or("auto"))
+        .open_devices(args.load.device.as_deref().unwrap_or("auto"))
+}
+
+fn load(
+    args: &Args,
+    devices: &Devices,
+    files: &ModelFiles,
+    settings: &Settings,
+) -> Result<Arc<Model>> {
+    let (load, kv_dtype) = (&args.load, settings.kv_type()?);
+    load.load(devices, &load.layers, files, settings.context, kv_dtype)
 }
 
 /// Runs a session to its end; tells why it ended and the answer.
@@ -529,12 +527,13 @@ fn run_raw(
     ends.dedup();
 
     let mut sinks = Sinks::open(args)?;
-    let device = open_device(args)?;
+    let model = load(args, &open_devices(args)?, files, &settings)?;
     let header = Header {
         format: FORMAT,
         hogwild: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_name(directory, files),
-        device: device.name(),
+        device: model.device_names(),
+        layers: model.placement().split().to_vec(),
         settings: settings.clone(),
         rules: None,
         names: Vec::new(),
@@ -544,9 +543,6 @@ fn run_raw(
             ..OpeningIds::default()
         },
     };
-    let model = args
-        .load
-        .load(device, files, settings.context, settings.kv_type()?)?;
     let mut engine = settings.engine(model, args.load.check)?;
     engine.set_ahead(!args.load.no_ahead);
     let mut raw = Raw::new(engine, settings, ids, ends)?;

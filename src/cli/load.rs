@@ -1,4 +1,4 @@
-//! What `generate` and `replay` share: a model directory, opened and put on a device.
+//! What `generate` and `replay` share: a model directory, opened and put on one device or several.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::judge::trust;
-use crate::device::{Choice, DType, Device, choose};
-use crate::model::{Model, ModelFiles, memory};
+use crate::device::{Choice, DType, Device, choose_all, gpus};
+use crate::model::memory::{self, Room};
+use crate::model::{Model, ModelFiles, Placement};
 use crate::ops::OPS;
 use crate::{Error, Result, TokenId};
 
@@ -28,9 +29,14 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "REV", requires = "model")]
     pub(super) revision: Option<String>,
 
-    /// `auto` (a GPU if there is one, else the CPU path), `cpu`, or part of an adapter's name
-    #[arg(long, value_name = "NAME", env = "HOGWILD_DEVICE")]
+    /// `auto` (a GPU if there is one, else the CPU path), `cpu`, or part of an adapter's name; several names,
+    /// comma-separated, share the layers in proportion to their memory
+    #[arg(long, value_name = "NAME,…", env = "HOGWILD_DEVICE")]
     pub(super) device: Option<String>,
+
+    /// Layers of each device [default: in proportion to memory]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(super) layers: Vec<usize>,
 
     /// Play every dispatch by its reference too, and stop at the first that disagrees (slow)
     #[arg(long)]
@@ -86,6 +92,58 @@ pub(super) fn bar(verb: &str, bytes: u64, quiet: bool) -> ProgressBar {
     ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// The devices that a model is put on, in the order of its layers.
+pub(super) struct Devices {
+    devices: Vec<Arc<Device>>,
+    /// Of each the first that has the same memory.
+    pools: Vec<usize>,
+}
+
+impl Devices {
+    /// The only one, for what is done on one device.
+    pub(super) fn only(&self) -> Result<Arc<Device>> {
+        match &self.devices[..] {
+            [device] => Ok(device.clone()),
+            all => Err(Error::Usage(format!(
+                "{} devices were named, but this runs on one; name one with --device",
+                all.len()
+            ))),
+        }
+    }
+
+    fn rooms(&self) -> Vec<Room> {
+        let room = |(device, &pool): (&Arc<Device>, &usize)| Room {
+            device: device.name(),
+            bytes: device.memory(),
+            pool,
+        };
+        self.devices.iter().zip(&self.pools).map(room).collect()
+    }
+}
+
+/// Of each device the first that has the same memory.
+fn pools(choices: &[Choice]) -> Vec<usize> {
+    let first = |at: usize| {
+        let shares = |before: &usize| choices[at].shares_memory(&choices[*before]);
+        (0..at).find(shares).unwrap_or(at)
+    };
+    (0..choices.len()).map(first).collect()
+}
+
+/// The GPUs that a model could be put on, as far as their memory is known.
+fn seen() -> Vec<Room> {
+    let gpus: Vec<Choice> = gpus()
+        .into_iter()
+        .filter(|g| g.memory().is_some())
+        .collect();
+    let room = |(gpu, pool): (&Choice, usize)| Room {
+        device: gpu.name(),
+        bytes: gpu.memory(),
+        pool,
+    };
+    gpus.iter().zip(pools(&gpus)).map(room).collect()
+}
+
 impl LoadArgs {
     /// Says something on standard error.
     pub(super) fn note(&self, text: &str) {
@@ -103,36 +161,56 @@ impl LoadArgs {
             .transpose()
     }
 
-    /// Opens the device; says so where `auto` came to the CPU path.
-    pub(super) fn open_device(&self, wanted: &str) -> Result<Arc<Device>> {
-        let choice = choose(wanted)?;
-        if let (Choice::Cpu { why }, "auto") = (&choice, wanted) {
+    /// Opens one device or several; says so where `auto` came to the CPU path.
+    pub(super) fn open_devices(&self, wanted: &str) -> Result<Devices> {
+        let choices = choose_all(wanted)?;
+        if let ([Choice::Cpu { why }], "auto") = (&choices[..], wanted) {
             self.note(&format!("device: the CPU path, because {why}"));
         }
-        let device = Device::of(&choice)?;
-        if self.unchecked {
-            let n = trust(&device, OPS)?;
-            self.note(&format!(
-                "unchecked: {n} variants of shaders passed their cases"
-            ));
+        let mut devices = Vec::with_capacity(choices.len());
+        for choice in &choices {
+            let device = Device::of(choice)?;
+            if self.unchecked {
+                let n = trust(&device, OPS)?;
+                self.note(&format!(
+                    "unchecked: {n} variants of shaders passed their cases"
+                ));
+            }
+            devices.push(Arc::new(device));
         }
-        Ok(Arc::new(device))
+        Ok(Devices {
+            devices,
+            pools: pools(&choices),
+        })
     }
 
-    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read.
+    /// Loads the weights, with a bar on a terminal; refuses what does not fit before anything is read. Of
+    /// several devices, says which layers went where: those that `layers` counts, or what memory there is.
     pub(super) fn load(
         &self,
-        device: Arc<Device>,
+        devices: &Devices,
+        layers: &[usize],
         files: &ModelFiles,
         n_positions: usize,
         kv_dtype: DType,
     ) -> Result<Arc<Model>> {
-        if let Some(have) = device.memory() {
-            memory::check(files, n_positions, kv_dtype, have, &device.name())?;
+        let by_hand = (!layers.is_empty())
+            .then(|| Placement::new(layers.to_vec(), files.config.n_layers))
+            .transpose()?;
+        let rooms = devices.rooms();
+        let placement =
+            memory::place(files, n_positions, kv_dtype, by_hand.as_ref(), &rooms, seen)?;
+        if rooms.len() > 1 {
+            let part = |(room, layers): (&Room, _)| {
+                format!("layers {} on {}", memory::shown(&layers), room.device)
+            };
+            let parts: Vec<_> = rooms.iter().zip(placement.ranges()).map(part).collect();
+            self.note(&parts.join("; "));
         }
         let bar = bar("loading", files.weight_bytes(), self.quiet);
         let started = std::time::Instant::now();
-        let model = Model::load(device, files, n_positions, &mut |bytes| bar.inc(bytes));
+        let tell = &mut |bytes| bar.inc(bytes);
+        let model = Model::load_over(&devices.devices, &placement, files, n_positions, tell);
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
         let gb = files.weight_bytes() as f64 / 1e9;

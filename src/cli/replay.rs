@@ -74,16 +74,29 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Text::load(&directory)?.with_renderer(child::render)
     });
     let wanted = args.load.device.as_deref().unwrap_or(&header.device);
-    let device = args.load.open_device(wanted)?;
-    if device.name() != header.device {
+    let devices = args.load.open_devices(wanted)?;
+    // Layers are where they were, unless something else is asked for.
+    let layers = match (&args.load.device, &args.load.layers[..]) {
+        (None, []) => &header.layers[..],
+        (_, given) => given,
+    };
+    let settings = &header.settings;
+    let kv_dtype = settings.kv_type().map_err(in_log)?;
+    let model = args
+        .load
+        .load(&devices, layers, &files, settings.context, kv_dtype);
+    // What the list of the log does not fit is the log's.
+    let model = if args.load.device.is_none() && args.load.layers.is_empty() {
+        model.map_err(in_log)?
+    } else {
+        model?
+    };
+    if model.device_names() != header.device {
         args.load.note(&format!(
             "the log was written on {}: another device may round differently",
             header.device
         ));
     }
-    let settings = &header.settings;
-    let kv_dtype = settings.kv_type().map_err(in_log)?;
-    let model = args.load.load(device, &files, settings.context, kv_dtype)?;
     let ran = replay(&header, &events, model, text, args.load.check, &mut |_| {
         Ok(())
     });

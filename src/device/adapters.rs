@@ -50,6 +50,26 @@ impl Choice {
         }
     }
 
+    /// Bytes that it may give, as [`super::Device::memory`] has them.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Cpu { .. } => Cpu::memory(),
+            Self::Adapter(adapter) => memory(adapter),
+        }
+    }
+
+    /// Whether what one takes of its memory the other lacks: they are one adapter, or both use the host's.
+    pub fn shares_memory(&self, other: &Self) -> bool {
+        let of_host = |choice: &Self| match choice {
+            Self::Cpu { .. } => true,
+            Self::Adapter(adapter) => !has_own_memory(&adapter.get_info()),
+        };
+        match (self, other) {
+            (Self::Adapter(a), Self::Adapter(b)) if a == b => true,
+            _ => of_host(self) && of_host(other),
+        }
+    }
+
     /// Why `auto` comes to this, as half a sentence.
     pub fn why(&self) -> String {
         let adapter = match self {
@@ -186,20 +206,28 @@ fn heaps(adapter: &wgpu::Adapter) -> Vec<(u64, bool)> {
         .collect()
 }
 
+/// Whether an adapter's memory is not the host's.
+fn has_own_memory(info: &wgpu::AdapterInfo) -> bool {
+    ["discrete", "virtual"].contains(&kind(info))
+}
+
 /// Bytes that an adapter may give: its largest heap, but no more than the host has left where the heap is
 /// the host's. What other programs hold of a GPU's own memory is not known. None if nothing is known.
 pub(super) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     let own = |&(bytes, local): &(u64, bool)| local.then_some(bytes);
     let largest = heaps(adapter).iter().filter_map(own).max()?;
-    let separate = ["discrete", "virtual"].contains(&kind(&adapter.get_info()));
+    let separate = has_own_memory(&adapter.get_info());
     let host = if separate { None } else { Cpu::memory() };
     Some(host.map_or(largest, |host| host.min(largest)))
 }
 
+/// Most devices that a model may be on; more are a mistake.
+const MAX_DEVICES: usize = 64;
+
 /// Which device a `--device` value means: `auto`, `cpu`, or part of an adapter's name.
 ///
 /// # Errors
-/// [`Error::NoAdapter`] if a name matches nothing; [`Error::Usage`] if it matches several kinds.
+/// [`Error::NoAdapter`] if a name matches nothing.
 pub fn choose(wanted: &str) -> Result<Choice> {
     if wanted == "cpu" {
         return Ok(Choice::Cpu {
@@ -207,40 +235,121 @@ pub fn choose(wanted: &str) -> Result<Choice> {
         });
     }
     let adapters = all();
-    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
-    let seen = || {
-        let names: Vec<_> = infos
-            .iter()
-            .map(|i| format!("{} ({})", i.name, kind(i)))
-            .collect();
-        if names.is_empty() {
-            "no Vulkan adapter".to_owned()
-        } else {
-            names.join(", ")
-        }
-    };
     if wanted == "auto" {
-        let usable = |a: &wgpu::Adapter| a.features().contains(wgpu::Features::SUBGROUP);
-        for want in [
-            wgpu::DeviceType::DiscreteGpu,
-            wgpu::DeviceType::IntegratedGpu,
-        ] {
-            let found =
-                (0..adapters.len()).find(|&i| infos[i].device_type == want && usable(&adapters[i]));
-            if let Some(at) = found {
-                return Ok(Choice::Adapter(adapters[at].clone()));
-            }
-        }
-        return Ok(Choice::Cpu {
-            why: format!("no GPU was found (seen: {})", seen()),
+        return Ok(match gpus_of(&adapters).next() {
+            Some(adapter) => Choice::Adapter(adapter.clone()),
+            None => Choice::Cpu {
+                why: format!("no GPU was found (seen: {})", seen(&adapters)),
+            },
         });
     }
-    let matches = |i: &wgpu::AdapterInfo| i.name.to_lowercase().contains(&wanted.to_lowercase());
-    match infos.iter().position(matches) {
-        Some(at) => Ok(Choice::Adapter(adapters[at].clone())),
-        None => Err(Error::NoAdapter {
+    let mut uses = vec![0; adapters.len()];
+    named(&adapters, wanted, &mut uses)
+        .map(Choice::Adapter)
+        .ok_or_else(|| Error::NoAdapter {
             wanted: wanted.to_owned(),
-            seen: seen(),
-        }),
+            seen: seen(&adapters),
+        })
+}
+
+/// Which devices a `--device` value means: one as for [`choose`], or several names with commas between them.
+/// Of adapters of one name each is taken once before any is taken twice.
+///
+/// An adapter that is taken twice is two devices that share its memory.
+///
+/// # Errors
+/// [`Error::NoAdapter`] if a name matches nothing, [`Error::Usage`] if the list makes no sense.
+pub fn choose_all(wanted: &str) -> Result<Vec<Choice>> {
+    if !wanted.contains(',') {
+        return Ok(vec![choose(wanted)?]);
+    }
+    let usage = |problem: &str| Err(Error::Usage(format!("--device {wanted}: {problem}")));
+    let pieces: Vec<&str> = wanted.split(',').collect();
+    if pieces.len() > 4 * MAX_DEVICES {
+        return Err(Error::Usage(format!(
+            "--device has {} names; a model is on {MAX_DEVICES} devices at most",
+            pieces.len()
+        )));
+    }
+    let adapters = all();
+    let mut uses = vec![0; adapters.len()];
+    let mut out = Vec::new();
+    let mut rest = &pieces[..];
+    while !rest.is_empty() {
+        // A name may have commas itself: the longest that there is counts.
+        let found = (1..=rest.len()).rev().find_map(|n| {
+            let name = rest[..n].join(",");
+            let choice = match name.trim() {
+                _ if rest[..n].iter().any(|piece| piece.trim().is_empty()) => None,
+                "cpu" => Some(Choice::Cpu {
+                    why: "it was asked for".into(),
+                }),
+                name => named(&adapters, name, &mut uses).map(Choice::Adapter),
+            };
+            Some((choice?, n))
+        });
+        let Some((choice, n)) = found else {
+            return match rest[0].trim() {
+                "" => usage("a name is empty; write names with one comma between them"),
+                "auto" => usage("auto stands alone; name each device, as `hogwild devices` does"),
+                name => Err(Error::NoAdapter {
+                    wanted: name.to_owned(),
+                    seen: seen(&adapters),
+                }),
+            };
+        };
+        out.push(choice);
+        rest = &rest[n..];
+    }
+    if out.len() > MAX_DEVICES {
+        return usage(&format!("a model is on {MAX_DEVICES} devices at most"));
+    }
+    Ok(out)
+}
+
+/// The GPUs that `auto` would choose from, the first first.
+pub fn gpus() -> Vec<Choice> {
+    let adapters = all();
+    let gpus = gpus_of(&adapters).cloned();
+    gpus.map(Choice::Adapter).collect()
+}
+
+/// Usable GPUs, discrete ones before integrated ones.
+fn gpus_of(adapters: &[wgpu::Adapter]) -> impl Iterator<Item = &wgpu::Adapter> {
+    let kinds = [
+        wgpu::DeviceType::DiscreteGpu,
+        wgpu::DeviceType::IntegratedGpu,
+    ];
+    let usable = |a: &&wgpu::Adapter| a.features().contains(wgpu::Features::SUBGROUP);
+    kinds.into_iter().flat_map(move |kind| {
+        let of_kind = move |a: &&wgpu::Adapter| a.get_info().device_type == kind;
+        adapters.iter().filter(usable).filter(of_kind)
+    })
+}
+
+/// Of the adapters that a name is part of, the one with the fewest uses so far, which is one more then.
+fn named(adapters: &[wgpu::Adapter], name: &str, uses: &mut [usize]) -> Option<wgpu::Adapter> {
+    let name = name.to_lowercase();
+    let matches = |at: &usize| {
+        let info = adapters[*at].get_info();
+        info.name.to_lowercase().contains(&name)
+    };
+    let at = (0..adapters.len())
+        .filter(matches)
+        .min_by_key(|&at| uses[at])?;
+    uses[at] += 1;
+    Some(adapters[at].clone())
+}
+
+/// The names of adapters, for a message.
+fn seen(adapters: &[wgpu::Adapter]) -> String {
+    let infos = adapters.iter().map(wgpu::Adapter::get_info);
+    let names: Vec<_> = infos
+        .map(|i| format!("{} ({})", i.name, kind(&i)))
+        .collect();
+    if names.is_empty() {
+        "no Vulkan adapter".to_owned()
+    } else {
+        names.join(", ")
     }
 }

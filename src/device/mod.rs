@@ -16,7 +16,7 @@ mod recording;
 mod tensor;
 mod traffic;
 
-pub use adapters::{AdapterReport, Choice, adapters, choose};
+pub use adapters::{AdapterReport, Choice, adapters, choose, choose_all, gpus};
 pub use compose::{Composed, PARTS, Variant, compose};
 pub use cpu::{Cpu, CpuReport};
 pub use gpu::Gpu;

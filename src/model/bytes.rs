@@ -1,7 +1,7 @@
 //! The bytes that a pass must move, whatever its kernels do: the roof that a bench measures against.
 
 use super::Model;
-use super::load::{Layer, Matrix, Pieces};
+use super::load::{Layer, Matrix, Pieces, Weights};
 use crate::cache::CacheShape;
 use crate::device::Tensor;
 
@@ -9,19 +9,23 @@ impl Model {
     /// Bytes of weights that a pass of some rows needs, each once: all layers, of experts as many as the rows
     /// choose if all choose others, the head, the rows' embeddings.
     pub fn weight_bytes(&self, n_rows: usize) -> u64 {
-        let weights = self.weights();
         let experts = self.config().experts.as_ref();
         let share = experts.map_or(1.0, |e| {
             ((n_rows * e.routing.top_k) as f64 / e.count as f64).min(1.0)
         });
-        let layers: usize = weights.layers.iter().map(|l| layer(l, share)).sum();
-        let embedding = weights
-            .embed
-            .0
-            .first()
-            .map_or(0, |(_, piece)| piece.bytes() / piece.shape()[0]);
-        let rest = weights.norm.bytes() + pieces(&weights.head) + n_rows * embedding;
-        (layers + rest) as u64
+        let of = |weights: &Weights| {
+            let layers: usize = weights.layers.iter().map(|l| layer(l, share)).sum();
+            let embedding = weights
+                .embed
+                .0
+                .first()
+                .map_or(0, |(_, piece)| piece.bytes() / piece.shape()[0]);
+            let head = weights.head.as_ref();
+            let head = head.map_or(0, |head| head.norm.bytes() + pieces(&head.pieces));
+            layers + head + n_rows * embedding
+        };
+        let stages = self.stages().iter();
+        stages.map(|stage| of(stage.weights())).sum::<usize>() as u64
     }
 
     /// Bytes of keys and values that a pass needs, each once, of `keys` tokens that its rows see.
@@ -31,9 +35,9 @@ impl Model {
 
     /// Multiplications and additions of `rows` rows in the matrices of all layers.
     pub fn flops(&self, rows: usize) -> f64 {
-        let weights = self.weights();
         let elements = |layer: &Layer| -> usize { matrices(layer).map(|m| m.weight.len()).sum() };
-        let elements: usize = weights.layers.iter().map(elements).sum();
+        let layers = self.stages().iter().flat_map(|s| &s.weights().layers);
+        let elements: usize = layers.map(elements).sum();
         2.0 * elements as f64 * rows as f64
     }
 }

@@ -2,17 +2,21 @@
 //!
 //! The engine knows tokens, blocks and views; not workers, steps or prompts. While the device works on
 //! a pass, the engine plans and records the next one, if it is told how that will look; a wrong guess
-//! costs the time it took and nothing else. Invariants: a pass that fails leaves every block as it was,
+//! costs the time it took and nothing else. A model on several devices runs on one after the other; the
+//! last chooses. Invariants: a pass that fails leaves every block as it was,
 //! and no guess changes a block or a token.
 
 use std::sync::Arc;
 
-use super::forward::{Model, Scratch};
+use super::Model;
+use super::forward::Scratch;
+use super::load::padded;
+use super::relay::{Leg, Prepared, Relay, Running};
 use crate::cache::KvCache;
 use crate::cache::layout::View;
 use crate::cache::pages::{BlockId, Pages};
 use crate::cache::plan::{Batch, Logits, Plan, SPLIT, Turn, plan};
-use crate::device::{DType, Device, Prepared, Recording, Running, Tensor, Upload, judge};
+use crate::device::{DType, Tensor, Upload};
 use crate::ops::linear::By;
 use crate::ops::sample::{NONE, Rule, mask, sample};
 use crate::{Error, Result, TokenId};
@@ -29,7 +33,8 @@ pub struct Engine {
     model: Arc<Model>,
     /// Blocks and arenas.
     pub cache: KvCache,
-    scratch: Scratch,
+    /// Of each stage.
+    scratch: Vec<Scratch>,
     checked: bool,
     choosing: Option<Choosing>,
     is_ahead: bool,
@@ -62,11 +67,11 @@ struct Next {
     /// The blocks when it was planned: it is of use only where they are the same.
     before: Pages,
     wanted: Wanted,
-    stage: Stage,
+    state: State,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum State {
     /// The tokens are missing; they go to this tensor.
     Recorded(Prepared, Tensor),
     /// The tokens are those of `wanted`.
@@ -80,13 +85,13 @@ impl Engine {
     /// the pass.
     ///
     /// # Errors
-    /// If the device cannot hold the cache.
+    /// If a device cannot hold its part of the cache.
     pub fn new(model: Arc<Model>, kv_dtype: DType, n_pages: usize, checked: bool) -> Result<Self> {
-        let cache = KvCache::new(model.device(), model.cache_shape(kv_dtype), n_pages)?;
+        let cache = model.cache(kv_dtype, n_pages)?;
         Ok(Self {
+            scratch: model.stages().iter().map(|_| Scratch::default()).collect(),
             model,
             cache,
-            scratch: Scratch::default(),
             checked,
             choosing: None,
             is_ahead: true,
@@ -115,7 +120,7 @@ impl Engine {
     /// # Errors
     /// If the device cannot hold a bit for each token.
     pub fn choose_by(&mut self, rule: Rule, suppressed: &[TokenId]) -> Result<()> {
-        let device = self.model.device();
+        let device = self.model.last().device();
         let mask = mask(suppressed, self.model.config().vocab_size);
         self.next = None;
         self.choosing = Some(Choosing {
@@ -148,19 +153,19 @@ impl Engine {
 
     /// Plans, records and plays a batch that the blocks have room for.
     fn run(&mut self, batch: &Batch, by: By) -> Result<Vec<Vec<f32>>> {
-        let (plan, recording) = self.record(batch, by, None)?;
-        let device = self.model.device();
-        if self.checked {
-            judge::play_checked(device, &recording)?;
-        } else {
-            device.play(&recording)?;
-        }
+        let (plan, relay) = self.record(batch, by, None)?;
+        relay.play(self.checked)?;
         let n_wanted = plan.wanted.len();
-        let Some(logits) = self.scratch.logits().filter(|_| n_wanted > 0) else {
+        let logits = self.scratch.last().and_then(Scratch::logits);
+        let Some(logits) = logits.filter(|_| n_wanted > 0) else {
             return Ok(Vec::new());
         };
         let vocab = self.model.config().vocab_size;
-        let all = device.read_f32(logits, n_wanted * vocab)?;
+        let all = self
+            .model
+            .last()
+            .device()
+            .read_f32(logits, n_wanted * vocab)?;
         Ok(all.chunks_exact(vocab).map(<[f32]>::to_vec).collect())
     }
 
@@ -198,9 +203,9 @@ impl Engine {
         if next.before != self.cache.pages || !next.wanted.is_like(wanted) {
             return false;
         }
-        let stage = match next.stage {
-            Stage::Started(running) if next.wanted.batch == wanted.batch => Stage::Started(running),
-            Stage::Recorded(prepared, to) => {
+        let state = match next.state {
+            State::Started(running) if next.wanted.batch == wanted.batch => State::Started(running),
+            State::Recorded(prepared, to) => {
                 let turns = wanted.batch.turns.iter();
                 let tokens: Vec<u32> = turns.flat_map(|t| t.tokens.iter().copied()).collect();
                 if self.check(&wanted.batch).is_err() {
@@ -208,21 +213,17 @@ impl Engine {
                 }
                 let bytes = bytemuck::cast_slice(&tokens).to_vec();
                 // A device that fails will say so again.
-                match self
-                    .model
-                    .device()
-                    .submit(prepared, &[Upload { to, bytes }])
-                {
-                    Ok(running) => Stage::Started(running),
+                match prepared.submit(&[Upload { to, bytes }]) {
+                    Ok(running) => State::Started(running),
                     Err(_) => return false,
                 }
             }
-            Stage::Started(_) => return false,
+            State::Started(_) => return false,
         };
         self.next = Some(Next {
             before: next.before,
             wanted: wanted.clone(),
-            stage,
+            state,
         });
         true
     }
@@ -234,14 +235,16 @@ impl Engine {
         started: Option<Next>,
         guess: Option<Wanted>,
     ) -> Result<Vec<Option<TokenId>>> {
-        let device = self.model.device().clone();
         let bytes = if self.checked {
-            let (recording, [.., ids]) = self.record_chosen(wanted, None)?;
-            judge::play_checked(&device, &recording)?;
-            device.read(&ids, 0, 4 * wanted.draws.len())?
+            let (relay, [.., ids]) = self.record_chosen(wanted, None)?;
+            relay.play(true)?;
+            self.model
+                .last()
+                .device()
+                .read(&ids, 0, 4 * wanted.draws.len())?
         } else {
             let running = if let Some(Next {
-                stage: Stage::Started(running),
+                state: State::Started(running),
                 ..
             }) = started
             {
@@ -249,13 +252,13 @@ impl Engine {
                 running
             } else {
                 let (prepared, _) = self.prepare(wanted, None)?;
-                device.submit(prepared, &[])?
+                prepared.submit(&[])?
             };
             // A guess that does not fit is no guess.
             self.next = guess
                 .filter(|_| self.is_ahead)
                 .and_then(|wanted| self.guess(wanted).ok());
-            device.wait(running)?
+            running.wait()?
         };
         let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         Ok(ids
@@ -275,15 +278,14 @@ impl Engine {
         Ok(Next {
             before,
             wanted,
-            stage: Stage::Recorded(prepared, tokens),
+            state: State::Recorded(prepared, tokens),
         })
     }
 
     /// Records and prepares a pass; gives the tensor of its tokens too.
     fn prepare(&mut self, wanted: &Wanted, pages: Option<&Pages>) -> Result<(Prepared, Tensor)> {
-        let (recording, [tokens, ids]) = self.record_chosen(wanted, pages)?;
-        let device = self.model.device();
-        let prepared = device.prepare(recording, (&ids, 4 * wanted.draws.len()))?;
+        let (relay, [tokens, ids]) = self.record_chosen(wanted, pages)?;
+        let prepared = relay.prepare((&ids, 4 * wanted.draws.len()))?;
         Ok((prepared, tokens))
     }
 
@@ -292,21 +294,23 @@ impl Engine {
         &mut self,
         wanted: &Wanted,
         pages: Option<&Pages>,
-    ) -> Result<(Recording, [Tensor; 2])> {
-        let (plan, mut recording) = self.record(&wanted.batch, wanted.by, pages)?;
+    ) -> Result<(Relay, [Tensor; 2])> {
+        let (plan, mut relay) = self.record(&wanted.batch, wanted.by, pages)?;
         let n = plan.wanted.len();
         assert_eq!(n, wanted.draws.len(), "each wanted row has a draw");
-        let device: &Device = self.model.device();
+        let device = self.model.last().device();
         let choosing = self.choosing.as_mut().expect("a rule was set");
         if choosing.ids.len() < n {
             let n = n.next_power_of_two();
             choosing.draws = device.tensor(&[n, 2], DType::U32)?;
             choosing.ids = device.tensor(&[n], DType::U32)?;
         }
-        if let Some(logits) = self.scratch.logits().filter(|_| n > 0) {
+        let logits = self.scratch.last().and_then(Scratch::logits);
+        if let Some(logits) = logits.filter(|_| n > 0) {
+            let recording = relay.last();
             recording.upload(&choosing.draws, &wanted.draws);
             sample(
-                &mut recording,
+                recording,
                 &choosing.rule,
                 logits,
                 [&choosing.suppressed, &choosing.draws],
@@ -314,17 +318,12 @@ impl Engine {
                 n,
             );
         }
-        let tokens = self.scratch.tokens().expect("a pass has tokens").clone();
-        Ok((recording, [tokens, choosing.ids.clone()]))
+        let tokens = self.scratch[0].tokens().expect("a pass has tokens");
+        Ok((relay, [tokens.clone(), choosing.ids.clone()]))
     }
 
     /// Plans and records a batch over blocks that were extended by it: those of the cache, or others.
-    fn record(
-        &mut self,
-        batch: &Batch,
-        by: By,
-        pages: Option<&Pages>,
-    ) -> Result<(Plan, Recording)> {
+    fn record(&mut self, batch: &Batch, by: By, pages: Option<&Pages>) -> Result<(Plan, Relay)> {
         let pages = pages.unwrap_or(&self.cache.pages);
         let model = &self.model;
         let plan = plan(pages, batch, model.rows_per_work(), model.windows());
@@ -337,10 +336,20 @@ impl Engine {
                 advice: "raise --context".into(),
             });
         }
-        let recording = self
-            .model
-            .forward(&plan, by, &self.cache, &mut self.scratch)?;
-        Ok((plan, recording))
+        let legs = model.stages().iter().zip(&mut self.scratch);
+        let legs = legs.map(|(stage, scratch)| {
+            let recording = stage.forward(&plan, by, &self.cache, scratch)?;
+            Ok(Leg {
+                device: stage.device().clone(),
+                recording,
+                hidden: scratch.hidden().expect("a pass has rows").clone(),
+            })
+        });
+        let relay = Relay {
+            legs: legs.collect::<Result<_>>()?,
+            bytes: plan.n_rows() * padded(model.config().hidden_size) * 4,
+        };
+        Ok((plan, relay))
     }
 
     /// Refuses tokens that the model does not have.

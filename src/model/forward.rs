@@ -3,15 +3,16 @@
 //! What differs between families is data: which biases and norms exist, how wide a head is, how angles
 //! are scaled. A pass is: embed; for each layer six dispatches: q, k and v to the cache (two where their
 //! heads are normalised), attend, merge, project out, gate and up, project down; then norm and head for
-//! the rows whose logits are wanted. Recording computes nothing.
+//! the rows whose logits are wanted. Of a model on several devices, each records the part of its own
+//! layers. Recording computes nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::load::{Layer, Matrix, Weights, load, padded};
-use super::random::{RandomWeights, random};
-use super::{Config, Experts, ModelFiles};
+use super::load::{Layer, Matrix, Weights, padded};
+use super::{Config, Experts};
 use crate::Result;
 use crate::cache::plan::{self, Plan, Sight};
 use crate::cache::{CacheShape, KvCache};
@@ -36,23 +37,25 @@ const _: () = assert!(
     "attention serves the plan's splits"
 );
 
-/// A loaded model.
+/// The layers of a model that one device holds, usually all: with the first the embedding, with the last
+/// the head.
 #[derive(Debug)]
-pub struct Model {
+pub struct Stage {
     config: Config,
     device: Arc<Device>,
+    layers: Range<usize>,
     weights: Weights,
     /// Cosine and sine of every location, `[n_positions, head_dim / 2, 2]`.
     angles: Tensor,
     /// Whether all layers are one layer's tensors.
-    shared: bool,
+    pub(super) shared: bool,
     /// Tokens that the layers see: each number once; none stands for all.
     windows: Vec<Option<usize>>,
     /// Which of them each layer has.
     window_of_layer: Vec<usize>,
 }
 
-/// Device memory that a pass works in; grows with the largest pass, kept between passes.
+/// Memory of one device that a pass works in; grows with the largest pass, kept between passes.
 #[derive(Debug, Default)]
 pub struct Scratch {
     rows: Option<Rows>,
@@ -107,51 +110,14 @@ impl Rows {
     }
 }
 
-impl Model {
-    /// Loads the weights of a model directory to a device, for contexts of at most `n_positions`.
-    ///
-    /// `progress` is told the bytes read by each step.
-    ///
-    /// # Errors
-    /// If a weight cannot be read, is not finite, or does not fit the device.
-    pub fn load(
-        device: Arc<Device>,
-        files: &ModelFiles,
-        n_positions: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Self> {
-        let weights = load(&device, files, progress)?;
-        Self::new(device, &files.config, weights, n_positions)
-    }
-
-    /// A model of the given shape with pseudo-random weights: for benches, which need no checkpoint.
-    ///
-    /// # Errors
-    /// If the device cannot hold it.
-    pub fn random(
+impl Stage {
+    pub(super) fn new(
         device: Arc<Device>,
         config: &Config,
-        weights: RandomWeights,
-        n_positions: usize,
-    ) -> Result<Self> {
-        let shared = weights.shared;
-        let weights = random(&device, config, weights)?;
-        let model = Self::new(device, config, weights, n_positions)?;
-        Ok(Self { shared, ..model })
-    }
-
-    fn new(
-        device: Arc<Device>,
-        config: &Config,
+        layers: Range<usize>,
         weights: Weights,
         n_positions: usize,
     ) -> Result<Self> {
-        if let Some(is_long) = config.rope.kind.is_long(n_positions) {
-            let table = if is_long { "long" } else { "short" };
-            log::info!(
-                "a context of {n_positions} tokens: rope by the {table} factors, throughout"
-            );
-        }
         // A window that no position leaves is none.
         let window = |layer: &Option<usize>| layer.filter(|&window| window < n_positions);
         let of_layer: Vec<_> = config.windows.iter().map(window).collect();
@@ -165,6 +131,7 @@ impl Model {
             angles: angles(&device, config, n_positions)?,
             config: config.clone(),
             device,
+            layers,
             weights,
             shared: false,
         })
@@ -189,6 +156,11 @@ impl Model {
         self.weights.bytes()
     }
 
+    /// Which layers these are, from 0.
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
     /// Positions that its table of angles covers.
     pub fn n_positions(&self) -> usize {
         self.angles.shape()[0]
@@ -205,7 +177,7 @@ impl Model {
         &self.windows
     }
 
-    /// Shape of a cache for this model.
+    /// Shape of a cache for all layers of the model.
     pub fn cache_shape(&self, dtype: DType) -> CacheShape {
         let c = &self.config;
         CacheShape {
@@ -217,15 +189,19 @@ impl Model {
         }
     }
 
-    /// Records one pass. Its logits will be the first rows of [`Scratch::logits`]. By tiles goes the prefill
-    /// of a block that no other row sees, everything else by columns.
+    /// Records this part of one pass. By tiles goes the prefill of a block that no other row sees, everything
+    /// else by columns.
+    ///
+    /// Without the first layer, it goes on from the rows that are in [`Scratch::hidden`] when it runs; without
+    /// the last, it leaves there those that the next stage goes on from. With the last, the wanted logits
+    /// will be the first rows of [`Scratch::logits`].
     ///
     /// # Errors
     /// If the device cannot hold the scratch of a pass this large.
     ///
     /// # Panics
     /// If the plan has no row, a position outside the table of angles, or other windows than
-    /// [`Model::windows`].
+    /// [`Stage::windows`].
     #[expect(
         clippy::too_many_lines,
         reason = "a pass reads best from its first dispatch to its last"
@@ -269,7 +245,7 @@ impl Model {
             count: c.hidden_size,
             eps: c.rms_norm_eps,
         };
-        for (i, layer) in w.layers.iter().enumerate() {
+        for (i, layer) in self.layers().zip(&w.layers) {
             let [keys, values] = cache.layer(i);
             let arena = Arena { keys, values };
             let before = norm(&layer.attention_norm);
@@ -365,16 +341,16 @@ impl Model {
             project(&mut r, hidden, None, to_x, &rows.x, (n, by), Into::Add);
         }
         let n_wanted = plan.wanted.len();
-        if n_wanted > 0 {
+        if let Some(head) = w.head.as_ref().filter(|_| n_wanted > 0) {
             let (logits, [last, normed]) = self.outputs(n_wanted, scratch)?;
             select_rows(&mut r, wanted, &rows.x, &last, n_wanted);
-            rms_norm(&mut r, &last, norm(&w.norm), &normed, n_wanted);
-            for (first, weight) in &w.head.0 {
+            rms_norm(&mut r, &last, norm(&head.norm), &normed, n_wanted);
+            for (first, weight) in &head.pieces.0 {
                 let piece = Linear {
                     weight,
                     scales: &w.no_scales,
                     group: 1,
-                    bias: &w.head_bias,
+                    bias: &head.bias,
                     first: *first,
                 };
                 let rows = (n_wanted, By::Columns);
@@ -503,6 +479,11 @@ impl Scratch {
     /// The tokens of the last pass that was recorded, one for each row.
     pub fn tokens(&self) -> Option<&Tensor> {
         self.inputs.first()?.as_ref()
+    }
+
+    /// The hidden rows of the last pass that was recorded, `[>= n_rows, hidden_size padded]` in f32.
+    pub fn hidden(&self) -> Option<&Tensor> {
+        Some(&self.rows.as_ref()?.x)
     }
 
     /// The logits of the last pass, `[>= n_wanted, vocab_size]`, if any were wanted.

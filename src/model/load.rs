@@ -7,6 +7,7 @@
 //! one, whose codes a file has in another order, the codes of one tensor.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -77,14 +78,22 @@ pub(super) struct Layer {
     pub(super) down_bias: Tensor,
 }
 
-/// All tensors of a model.
+/// What makes logits of the hidden state.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) norm: Tensor,
+    pub(super) pieces: Pieces,
+    pub(super) bias: Tensor,
+}
+
+/// The tensors of a range of a model's layers.
 #[derive(Debug)]
 pub(super) struct Weights {
+    /// No piece where the first layer is not among them.
     pub(super) embed: Pieces,
     pub(super) layers: Vec<Layer>,
-    pub(super) norm: Tensor,
-    pub(super) head: Pieces,
-    pub(super) head_bias: Tensor,
+    /// None where the last layer is not among them.
+    pub(super) head: Option<Head>,
     /// One word, which stands in for the scales of float matrices.
     pub(super) no_scales: Tensor,
     /// Whether queries and keys are normalised.
@@ -94,9 +103,11 @@ pub(super) struct Weights {
 impl Weights {
     /// Bytes of all of them on the device.
     pub(super) fn bytes(&self) -> u64 {
-        let mut all: Vec<&Tensor> = vec![&self.norm, &self.head_bias];
-        let pieces = self.embed.0.iter().chain(&self.head.0);
-        all.extend(pieces.map(|(_, piece)| piece));
+        let mut all: Vec<&Tensor> = self.embed.0.iter().map(|(_, piece)| piece).collect();
+        if let Some(head) = &self.head {
+            all.extend([&head.norm, &head.bias]);
+            all.extend(head.pieces.0.iter().map(|(_, piece)| piece));
+        }
         for l in &self.layers {
             let matrices = [&l.qkv, &l.out, &l.gate_up, &l.down];
             all.extend(matrices.iter().flat_map(|m| [&m.weight, &m.scales]));
@@ -220,10 +231,12 @@ struct Loader<'a> {
     head_order: Option<Vec<usize>>,
 }
 
-/// Loads all weights; `progress` is told the bytes read by each step.
+/// Loads the weights of a range of layers, with the embedding before the first layer of the model and the
+/// head after the last; `progress` is told the bytes read by each step.
 pub(super) fn load(
     device: &Device,
     files: &ModelFiles,
+    layers: Range<usize>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Weights> {
     let config = &files.config;
@@ -235,30 +248,27 @@ pub(super) fn load(
         widened: Vec::new(),
         head_order: config.head_order(),
     };
-    let embed = loader.pieces(EMBED, config.vocab_size, config.hidden_size)?;
-    let layers = (0..config.n_layers)
+    let (is_first, is_last) = (layers.start == 0, layers.end == config.n_layers);
+    let embed = if is_first {
+        loader.pieces(EMBED, config.vocab_size, config.hidden_size)?
+    } else {
+        Pieces(Vec::new())
+    };
+    let layers = layers
         .map(|l| loader.layer(config, l))
         .collect::<Result<_>>()?;
-    let norm = loader.norm(NORM, config.hidden_size, None)?;
-    let head = if files.tensors.has(Group::Head) {
-        loader.pieces(HEAD, config.vocab_size, config.hidden_size)?
-    } else {
-        embed.clone()
-    };
+    let head = is_last.then(|| loader.head(config, &embed)).transpose()?;
     if let [first, ..] = &loader.widened[..] {
         log::warn!(
             "{first} and {} other fused matrices are widened to f32: their parts are stored in different ways",
             loader.widened.len() - 1
         );
     }
-    let head_bias = device.tensor(&[config.vocab_size], DType::F32)?;
     let qk_norm = files.tensors.has(Group::QkNorm);
     Ok(Weights {
         embed,
         layers,
-        norm,
         head,
-        head_bias,
         no_scales: loader.no_scales,
         qk_norm,
     })
@@ -567,6 +577,21 @@ impl Loader<'_> {
             pieces.push((first, tensor));
         }
         Ok(Pieces(pieces))
+    }
+
+    /// The norm and the matrix of logits: the embedding's where they are tied.
+    fn head(&mut self, config: &Config, embed: &Pieces) -> Result<Head> {
+        let norm = self.norm(NORM, config.hidden_size, None)?;
+        let pieces = if self.files.tensors.has(Group::Head) {
+            self.pieces(HEAD, config.vocab_size, config.hidden_size)?
+        } else if embed.0.is_empty() {
+            // The embedding is on another device.
+            self.pieces(EMBED, config.vocab_size, config.hidden_size)?
+        } else {
+            embed.clone()
+        };
+        let bias = self.device.tensor(&[config.vocab_size], DType::F32)?;
+        Ok(Head { norm, pieces, bias })
     }
 
     /// Elements of a vector: the first of them, and how many.

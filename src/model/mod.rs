@@ -3,8 +3,9 @@
 //! `config` reads the numbers, and `families` holds what a model family adds to them; `header` reads
 //! what a weight file says about itself, `weights` finds the tensors and reads them in pieces,
 //! `tensors` holds which of them a model needs, and `quant` what becomes of quantised ones;
-//! `quantize` makes such a folder, and `memory` says whether a model fits a device. Any of these files may be damaged or hostile: the
-//! worst result is an [`Error`](crate::Error) that names the file and the key, tensor or offset.
+//! `quantize` makes such a folder, `placement` says which layers are on which device, and `memory` whether
+//! they fit. Any of these files may be damaged or hostile: the worst result is an [`Error`](crate::Error) that
+//! names the file and the key, tensor or offset.
 
 mod bytes;
 pub mod config;
@@ -15,9 +16,11 @@ pub mod header;
 mod json;
 mod load;
 pub mod memory;
+pub mod placement;
 pub mod quant;
 pub mod quantize;
 mod random;
+mod relay;
 pub mod shapes;
 pub mod tensors;
 pub mod weights;
@@ -28,8 +31,9 @@ use sha2::{Digest, Sha256};
 
 pub use config::{Config, Experts, GenerationConfig, Rope, RopeKind};
 pub use engine::{Engine, Wanted};
-pub use forward::{Model, Scratch};
+pub use forward::{Scratch, Stage};
 pub use header::{Dtype, Entry, Header};
+pub use placement::{Model, Placement};
 pub use random::RandomWeights;
 pub use tensors::{Group, Kind, TensorMap, Want};
 pub use weights::Checkpoint;

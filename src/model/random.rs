@@ -4,7 +4,7 @@
 //! enough for activations to stay of order one.
 
 use super::Config;
-use super::load::{Layer, Matrix, Pieces, Weights, padded};
+use super::load::{Head, Layer, Matrix, Pieces, Weights, padded};
 use crate::Result;
 use crate::device::{DType, Device, Recording, Tensor};
 use crate::ops::fill::{Contents, fill};
@@ -49,7 +49,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
             _ => make.layer(config, how.dtype)?,
         });
     }
-    let head = if config.tie_word_embeddings == Some(true) {
+    let pieces = if config.tie_word_embeddings == Some(true) {
         embed.clone()
     } else {
         make.pieces(rows, cols, outer)?
@@ -57,9 +57,11 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
     Ok(Weights {
         embed,
         layers,
-        norm: make.norm(cols)?,
-        head,
-        head_bias: device.tensor(&[rows], DType::F32)?,
+        head: Some(Head {
+            norm: make.norm(cols)?,
+            pieces,
+            bias: device.tensor(&[rows], DType::F32)?,
+        }),
         no_scales: make.no_scales,
         qk_norm: config.family.model_type == "qwen3",
     })

@@ -21,8 +21,11 @@ pub struct Header {
     pub hogwild: String,
     /// The model.
     pub model: ModelName,
-    /// Name of the device.
+    /// Name of the device, or of several, comma-separated.
     pub device: String,
+    /// How many layers each of several devices has; nothing of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<usize>,
     /// How the session runs.
     pub settings: Settings,
     /// What its workers may say; `None` where a text is continued as it is.

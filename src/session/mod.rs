@@ -265,7 +265,8 @@ impl Session {
             format: FORMAT,
             hogwild: env!("CARGO_PKG_VERSION").to_owned(),
             model,
-            device: self.engine.model().device().name(),
+            device: self.engine.model().device_names(),
+            layers: self.engine.model().placement().split().to_vec(),
             settings: self.settings.clone(),
             rules: Some(rules),
             names: (0..self.protocol.n_workers())

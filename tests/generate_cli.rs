@@ -394,7 +394,7 @@ fn a_text_ends_with_the_ids_of_every_file_and_never_has_one_of_the_padding() {
         config["eos_token_id"] = json!([7, 482]);
     });
     edit(&folder, "generation_config.json", |config| {
-        config["eos_token_id"] = json!(9)
+        config["eos_token_id"] = json!(9);
     });
 
     let run = |model: &str| {

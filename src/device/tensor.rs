@@ -271,6 +271,11 @@ mod tests {
             let want = if code < 128 { size } else { -size };
             assert_eq!(e4m3(code).to_bits(), want.to_bits(), "code {code}");
         }
-        assert_eq!([e4m3(0x7e), e4m3(0x01)], [448.0, 0.001_953_125], "the ends");
+        let ends = [0x7e, 0x01].map(|code| e4m3(code).to_bits());
+        assert_eq!(
+            ends,
+            [448.0f32, 0.001_953_125].map(f32::to_bits),
+            "the ends"
+        );
     }
 }

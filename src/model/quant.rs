@@ -3,7 +3,7 @@
 //!
 //! These published formats are read: AWQ (`gemm`), GPTQ (both checkpoint formats, with and without
 //! `desc_act`), compressed-tensors (`pack-quantized`, `float-quantized`), and floats of 8 bits in blocks
-//! (`fp8`, as DeepSeek and Qwen publish them). Each becomes the same two tensors: codes
+//! (`fp8`, as `DeepSeek` and Qwen publish them). Each becomes the same two tensors: codes
 //! `[n, k padded to whole spans]` in the order of [`DType::code_at`], and one word for each row and group.
 //! Of whole numbers, its upper 24 bits are the scale as a float cut short and its lower 8 bits are the zero
 //! point; a weight is `(code - zero) * scale`. Of floats, it is the scale. Pure: numbers in, numbers out.

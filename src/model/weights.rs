@@ -399,7 +399,7 @@ impl Checkpoint {
     }
 
     /// Makes sure that every number in a piece of a tensor is finite. `first` is the index of the
-    /// piece's first element. Types other than F32, F16, BF16 and F8_E4M3 hold nothing to look for.
+    /// piece's first element. Types other than F32, F16, BF16 and `F8_E4M3` hold nothing to look for.
     ///
     /// # Errors
     /// If one is not: names the tensor and the element.

@@ -20,7 +20,7 @@ pub enum Style {
     Gptq,
     GptqV2,
     Compressed,
-    /// Floats of 8 bits as DeepSeek publishes them.
+    /// Floats of 8 bits as `DeepSeek` publishes them.
     Fp8,
     /// Floats of 8 bits in compressed-tensors.
     Floats,

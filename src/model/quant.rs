@@ -201,7 +201,8 @@ impl Scheme {
         let format = |keys: &Keys<'_>| match keys.text("format")? {
             None => Ok(None),
             Some("pack-quantized") => Ok(Some(false)),
-            Some("float-quantized") => Ok(Some(true)),
+            // The older name, of what may be whole numbers too.
+            Some("float-quantized" | "naive-quantized") => Ok(Some(true)),
             Some(other) => {
                 let found = format!("'{}'", shown(other));
                 let advice = "of compressed-tensors pack-quantized is read, weights of 4 or 8 bits, and \
@@ -214,6 +215,8 @@ impl Scheme {
         };
         match keys.text("quantization_status")? {
             None | Some("compressed") => {}
+            // Of floats, the tensors themselves say whether they are codes.
+            Some("frozen") if floats => {}
             Some(other) => {
                 let found = format!("'{}'", shown(other));
                 let advice = "only weights that are stored compressed are read";

@@ -118,7 +118,8 @@ pub fn quantize(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Loss>> {
     assert!(
-        options.dtype.span() > 1 && options.group.is_none_or(|g| g > 0 && g.is_multiple_of(32)),
+        matches!(options.dtype, DType::U4 | DType::U8)
+            && options.group.is_none_or(|g| g > 0 && g.is_multiple_of(32)),
         "codes of 4 or 8 bits, in groups of a multiple of 32"
     );
     let from = files.checkpoint.dir();

@@ -300,7 +300,7 @@ fn cases() -> Vec<Case> {
         let (n_slots, n_angles) = (n_rows + 5, 33);
         // Slots out of order, each once; indices anywhere.
         let targets: Vec<u32> = (0..n_rows)
-            .flat_map(|row| [(row * 7 + 3) % n_slots, rng.below(n_angles)])
+            .flat_map(|row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)])
             .map(u32_of)
             .collect();
         let params = Params {

@@ -373,9 +373,9 @@ impl Scene {
         let mut rng = Rng::named(name);
         let [heads, kv_heads, dim] = s.heads;
         let (n_slots, n_angles, group) = (s.rows + 5, 33, 32);
-        // Slots out of order, each once; indices anywhere.
+        // Slots backwards from the third, each once; indices anywhere.
         let targets: Vec<u32> = (0..s.rows)
-            .flat_map(|row| [(row * 7 + 3) % n_slots, rng.below(n_angles)])
+            .flat_map(|row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)])
             .map(u32_of)
             .collect();
         let params = Params {

@@ -372,6 +372,14 @@ fn cases() -> Vec<Case> {
         }
         .case("more rows than columns of a kernel"),
         Scene {
+            dtype: DType::F8,
+            shape: [3, 96, 10, 5, 2],
+            piece: [1, 4],
+            count: 96,
+            ..base
+        }
+        .case("fp8, a piece"),
+        Scene {
             shape: [3, 64, 16, 5, 2],
             piece: [1, 4],
             count: 64,

@@ -155,25 +155,7 @@ impl TinyModel {
             } => ("mistral", "MistralForCausalLM"),
             _ => ("llama", "LlamaForCausalLM"),
         };
-        let mut rope_scaling = match self.rope {
-            TinyRope::Default => Value::Null,
-            TinyRope::Llama3 { factor, original } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": original,
-            }),
-            TinyRope::Yarn { factor, original } => json!({
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": original,
-            }),
-            TinyRope::LongRope { .. } => {
-                let [short, long] = self.factors();
-                json!({"type": "longrope", "short_factor": short, "long_factor": long})
-            }
-        };
+        let mut rope_scaling = self.rope_scaling();
         let torch_dtype = match self.dtype {
             Dtype::F32 => "float32",
             Dtype::F16 => "float16",
@@ -243,6 +225,29 @@ impl TinyModel {
             config["max_window_layers"] = 1.into();
         }
         config
+    }
+
+    /// What stretches its frequencies, as transformers 4 spells it.
+    fn rope_scaling(&self) -> Value {
+        match self.rope {
+            TinyRope::Default => Value::Null,
+            TinyRope::Llama3 { factor, original } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": original,
+            }),
+            TinyRope::Yarn { factor, original } => json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+            }),
+            TinyRope::LongRope { .. } => {
+                let [short, long] = self.factors();
+                json!({"type": "longrope", "short_factor": short, "long_factor": long})
+            }
+        }
     }
 
     /// Both tables of `LongRoPE`, which no two pairs of channels share a number of.

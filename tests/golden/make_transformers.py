@@ -1,6 +1,6 @@
 """Makes the golden cases that are named in CASES, by Hugging Face transformers.
 
-    pip install torch==2.6.0 transformers==5.0.0 numpy==2.4.6
+    pip install torch==2.6.0 transformers==5.0.0 safetensors==0.8.0 numpy==2.4.6
     python make_transformers.py OUT [CASE ...]
 
 Tiny random models and what transformers computes with them: float32 on the CPU, eager attention, the stored

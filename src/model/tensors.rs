@@ -337,12 +337,7 @@ impl TensorMap {
 }
 
 /// Ends of the names of codes, and of what is only beside codes.
-const CODES: [&str; 4] = [
-    "qweight",
-    "weight_packed",
-    ".weight_scale_inv",
-    ".weight_scale",
-];
+const CODES: [&str; 4] = ["qweight", "weight_packed", "_scale_inv", ".weight_scale"];
 
 /// What to do about a tensor that no model of this kind has.
 fn advice(config: &Config, name: &str) -> String {

@@ -1,6 +1,6 @@
 """Makes the golden cases that are named in CASES, by Hugging Face transformers.
 
-    pip install torch==2.6.0 transformers==5.0.0 numpy==2.4.6
+    pip install torch==2.6.0 transformers==5.0.0 safetensors==0.8.0 numpy==2.4.6
     python make_transformers.py OUT [CASE ...]
 
 Tiny random models and what transformers computes with them: float32 on the CPU, eager attention, the stored
@@ -55,7 +55,7 @@ DEEPSEEK = {
     "model_type": "deepseek_v3",
     "num_key_value_heads": 4,
     "intermediate_size": 48,
-    "moe_intermediate_size": 24,
+    "moe_intermediate_size": 16,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
     "num_experts_per_tok": 3,
@@ -87,7 +87,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def matrices(tensors):
     """Names of the matrices that published checkpoints quantise."""
-    return [name for name in tensors if name.endswith("_proj.weight")]
+    return [name for name in tensors if name.endswith(("_proj.weight", "_proj_with_mqa.weight"))]
 
 
 def fp8(tensors, case):
@@ -256,14 +256,17 @@ CASES = {
     ),
     "tf_qwen3_moe_fused": dict(config=QWEN3_MOE, rope=DEFAULT, spelling=5, quantise=fused),
     "tf_deepseek_v3_yarn": dict(
-        config=DEEPSEEK | {"max_position_embeddings": 64},
-        rope=YARN | {"rope_theta": 10000.0, "mscale": 0.707, "mscale_all_dim": 1.0, "beta_fast": 4.0, "beta_slow": 1.0},
-        spelling=4,
-    ),
-    "tf_deepseek_v3_yarn_equal": dict(
         config=DEEPSEEK | {"max_position_embeddings": 64, "q_lora_rank": None},
-        rope=YARN | {"rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
+        rope=YARN | {"rope_theta": 10000.0, "mscale": 0.707, "mscale_all_dim": 1.0, "beta_fast": 4.0, "beta_slow": 1.0},
         spelling=5,
+    ),
+    # As DeepSeek-R1 is published.
+    "tf_deepseek_v3_fp8": dict(
+        config=DEEPSEEK | {"max_position_embeddings": 64},
+        rope=YARN | {"rope_theta": 10000.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
+        spelling=4,
+        quantise=fp8,
+        block=(48, 32),
     ),
 }
 

@@ -1,8 +1,8 @@
 // Pseudo-random contents: word i of y is made of a hash of (seed, i).
 //
-// Floats are `mean + unit * scale` with `unit` one of 2048 numbers in [-1, 1); codes are the hash; words of
-// scales are the float `scale`, made up to half as large again, with the zero point `low` in its last byte. A
-// lane goes over the words that are a whole grid apart.
+// Floats are `mean + unit * scale` with `unit` one of 2048 numbers in [-1, 1); codes are the hash, and codes of
+// 8-bit floats those below 2 among them; words of scales are the float `scale`, made up to half as large again,
+// with the zero point `low` in its last byte. A lane goes over the words that are a whole grid apart.
 
 struct Params {
     n_words: u32,
@@ -20,6 +20,7 @@ const F16 = 1u;
 const BF16 = 2u;
 const CODES = 3u;
 const SCALES = 4u;
+const FLOAT_CODES = 5u;
 
 // One round of a multiplicative hash; every bit of the input reaches the upper half (PCG's output function).
 fn hash(i: u32) -> u32 {
@@ -54,6 +55,8 @@ fn main(
             word = upper(value(2u * i)) | (upper(value(2u * i + 1u)) << 16u);
         } else if KIND == SCALES {
             word = ((bitcast<u32>(params.scale) + ((word & 0x3fu) << 16u)) & 0xffffff00u) | params.low;
+        } else if KIND == FLOAT_CODES {
+            word &= 0xbfbfbfbfu;
         }
         y[i] = word;
     }

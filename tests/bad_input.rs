@@ -286,7 +286,14 @@ another activation | config | hidden_act | "gelu" | hidden_act 'gelu'
 weights quantised by nobody knows what | config | quantization_config | {"bits": 4} | quantization_config.quant_method
 weights quantised in a list | config | quantization_config | [4] | quantization_config
 weights of bitsandbytes | config | quantization_config | {"quant_method": "bitsandbytes"} | quant_method 'bitsandbytes' is not
-weights in blocks of f8 | config | quantization_config | {"quant_method": "fp8", "fmt": "e4m3"} | quant_method 'fp8' is not
+weights in f8 of another kind | config | quantization_config | {"quant_method": "fp8", "fmt": "e5m2"} | fmt 'e5m2' is not
+fp8 with scales of activations | config | quantization_config | {"quant_method": "fp8", "activation_scheme": "static"} | activation_scheme 'static' is not
+fp8 in blocks of one number | config | quantization_config | {"quant_method": "fp8", "weight_block_size": [128]} | quantization_config.weight_block_size
+fp8 in blocks of nothing | config | quantization_config | {"quant_method": "fp8", "weight_block_size": [128, 0]} | quantization_config.weight_block_size
+fp8 in blocks below nothing | config | quantization_config | {"quant_method": "fp8", "weight_block_size": [-128, 128]} | quantization_config.weight_block_size
+fp8 in blocks of parts | config | quantization_config | {"quant_method": "fp8", "weight_block_size": [128, 1.5]} | quantization_config.weight_block_size
+fp8 in blocks of all | config | quantization_config | {"quant_method": "fp8", "weight_block_size": [128, 18446744073709551615]} | quantization_config.weight_block_size
+fp8 in blocks in words | config | quantization_config | {"quant_method": "fp8", "weight_block_size": "128x128"} | quantization_config.weight_block_size
 weights of exl2 | config | compression_config | {"quant_method": "exl2"} | compression_config.quant_method 'exl2' is not
 awq for vectors | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"} | version 'gemv' is not
 awq for marlin | config | quantization_config | {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "marlin"} | version 'marlin' is not
@@ -304,7 +311,14 @@ gptq of every module's own | config | quantization_config | {"quant_method": "gp
 gptq in words of 16 bits | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "pack_dtype": "int16"} | pack_dtype 'int16' is not
 an order that is a number | config | quantization_config | {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": 1} | quantization_config.desc_act
 compressed in no format | config | quantization_config | {"quant_method": "compressed-tensors"} | quantization_config.format
-compressed in f8 | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized"} | format 'float-quantized' is not
+compressed in f8 of nothing | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized"} | quantization_config.config_groups
+compressed in another format | config | quantization_config | {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"} | format 'nvfp4-pack-quantized' is not
+compressed f8 in 4 bits | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}}} | num_bits 4 is not
+compressed f8 that is whole | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}} | type 'int' is not
+compressed f8 with zero points | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "symmetric": false}}}} | symmetric false is not
+compressed f8 in blocks of unknown size | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "block"}}}} | weights.block_structure
+compressed f8 by something | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "tensor_group"}}}} | strategy 'tensor_group' is not
+compressed f8 with scales of activations | config | quantization_config | {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"input_activations": {"num_bits": 8, "dynamic": false}, "weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}}} | input_activations.dynamic
 compressed of nothing | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized"} | quantization_config.config_groups
 compressed and still frozen | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "frozen"} | quantization_status 'frozen' is not
 compressed with a cache | config | quantization_config | {"quant_method": "compressed-tensors", "format": "pack-quantized", "kv_cache_scheme": {"num_bits": 8}} | kv_cache_scheme

@@ -41,7 +41,7 @@ const WINDOW: u32 = 128;
 const MOST_COUNTERS: usize = 12 << 20;
 
 /// Ops whose loads depend on numbers that the host never sees.
-const NOT_KNOWN: &[&str] = &["sample", "route", "expert_up", "expert_down"];
+const NOT_KNOWN: &[&str] = &["sample", "route"];
 
 /// Cases that a kernel is measured on: compiling takes longer than counting.
 const MOST_CASES: usize = 6;
@@ -399,6 +399,50 @@ fn kernels_load_what_they_say() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Of the experts, a decode pass loads those that its rows chose, each once.
+#[test]
+fn experts_are_loaded_once_if_chosen() {
+    let device = Device::cpu();
+    let caps = device.caps();
+    let mut most_takers = 0;
+    for (name, weight, chosen, first, n_experts) in
+        [("expert_up", 2, 4, 7, 8), ("expert_down", 1, 3, 5, 6)]
+    {
+        let op = OPS.iter().copied().find(|op| op.name == name).unwrap();
+        let kernel = op.kernels.iter().find_map(|k| match &k.run {
+            Run::Wgsl(wgsl) => Some(wgsl),
+            Run::Cpu(_) => None,
+        });
+        let wgsl = kernel.unwrap();
+        for case in (op.cases)() {
+            let (dispatch, ints) = dispatch_of(&device, op, &case);
+            let choices = ints.get(&dispatch.args[chosen]);
+            let words: Vec<u32> = bytemuck::pod_collect_to_vec(dispatch.params.as_bytes());
+            let here = words[first]..words[first] + words[n_experts];
+            let mut distinct: Vec<u32> = choices.to_vec();
+            distinct.retain(|e| here.contains(e));
+            distinct.sort_unstable();
+            let chosen_in_all = distinct.len();
+            distinct.dedup();
+            if dispatch.args[chosen].shape()[0] > 16 {
+                continue; // More rows than one group of columns: each group loads its own.
+            }
+            most_takers = most_takers.max(chosen_in_all - distinct.len());
+            let one = dispatch.args[weight].bytes() / words[n_experts] as usize;
+            let [nx, ny, nz] = (wgsl.groups)(&dispatch, &caps);
+            let groups = (0..nz).flat_map(|z| (0..ny).map(move |y| (y, z)));
+            let groups = groups.flat_map(|(y, z)| (0..nx).map(move |x| [x, y, z]));
+            let loads = wgsl.loads.unwrap();
+            let loaded: u64 = groups
+                .map(|group| loads(&dispatch, &caps, &ints, group)[weight])
+                .sum();
+            let want = (distinct.len() * one) as u64;
+            assert_eq!(loaded, want, "{name} / {}", case.name);
+        }
+    }
+    assert!(most_takers > 0, "experts that several rows chose");
 }
 
 // Canaries: the op adds up pairs of numbers.

@@ -357,6 +357,71 @@ fn raw_continues_a_text_as_it_is() {
 }
 
 #[test]
+fn a_text_ends_with_the_ids_of_every_file_and_never_has_one_of_the_padding() {
+    use safetensors::tensor::{SafeTensors, TensorView};
+    let folder = copy();
+    // Rows behind the vocabulary's end, of which one would always be the likeliest.
+    let bytes = fs::read(folder.path().join("model.safetensors")).unwrap();
+    let mut tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, t)| {
+            (
+                name.to_owned(),
+                t.dtype(),
+                t.shape().to_vec(),
+                t.data().to_vec(),
+            )
+        })
+        .collect();
+    for (name, _, shape, data) in &mut tensors {
+        if shape[0] == 485 {
+            for row in shape[0]..512 {
+                let weight = if row % 2 == 0 { 9.0 } else { -9.0 };
+                let weight = half::bf16::from_f32(weight).to_le_bytes();
+                data.extend(weight.repeat(shape[1]));
+            }
+            shape[0] = 512;
+            assert_eq!(data.len(), 2 * shape[0] * shape[1], "{name} is in bf16");
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    edit(&folder, "config.json", |config| {
+        config["vocab_size"] = json!(512);
+        config["eos_token_id"] = json!([7, 482]);
+    });
+    edit(&folder, "generation_config.json", |config| {
+        config["eos_token_id"] = json!(9);
+    });
+
+    let run = |model: &str| {
+        let log = folder.path().join("log");
+        let log = log.to_str().unwrap();
+        let more = ["--raw", "-n", "6", "--temp", "0", "--log", log, "Once upon"];
+        let out = finish(command(&generate_args(model, &more)))
+            .success()
+            .to_owned();
+        (out, header(&fs::read_to_string(log).unwrap()))
+    };
+    let (text, said) = run(folder.path().to_str().unwrap());
+    assert_eq!(
+        said["opening"]["ends"],
+        json!([7, 9, 482]),
+        "of all three files"
+    );
+    assert_eq!(
+        said["settings"]["vocab_limit"], 485,
+        "the padding is no token"
+    );
+    let (want, said) = run(MODEL);
+    assert_eq!(said["opening"]["ends"], json!([482]), "once");
+    assert_eq!(text, want, "the same text as without padding");
+}
+
+#[test]
 fn a_model_without_a_chat_template_runs_without_one_and_says_so() {
     let folder = copy();
     edit(&folder, "tokenizer_config.json", |config| {

@@ -51,6 +51,14 @@ fn weights_are_counted_as_they_are_stored() {
         ("awq", Some(packing(Style::Awq, Order::Plain, &[]))),
         ("gptq", Some(packing(Style::Gptq, Order::Plain, &[]))),
         (
+            "fp8",
+            Some(Packing {
+                rows: Some(64),
+                group: Some(64),
+                ..packing(Style::Fp8, Order::Plain, &[])
+            }),
+        ),
+        (
             "a float among codes",
             Some(packing(Style::Awq, Order::Plain, &["k_proj.weight"])),
         ),

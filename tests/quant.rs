@@ -214,28 +214,358 @@ fn cases() -> Vec<(&'static str, TinyModel, Packing)> {
 fn every_format_computes_what_its_weights_mean() {
     let devices: Vec<_> = adapter::devices().into_iter().map(Arc::new).collect();
     for (name, model, packing) in cases() {
-        let dir = tempfile::tempdir().unwrap();
-        let [float, packed, twin] = ["float", "packed", "twin"].map(|n| dir.path().join(n));
-        model.write(&float, name);
-        packed::pack(&float, &packed, &twin, &packing);
-        hogwild::model::check(&packed).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let want = textbook(&twin);
-        for device in &devices {
-            let d = distance(&logits(device, &packed), &want);
-            println!("{name} on {}: {d:.1e}", device.name());
-            assert!(
-                d <= TOLERANCE,
-                "{name} on {}: a logit is off by {d}",
-                device.name()
-            );
-        }
-        // Not because codes do not matter.
-        let far = distance(&logits(&devices[0], &float), &want);
+        computes(&devices, name, &model, &packing);
+    }
+}
+
+/// Packs a model and holds every device to the textbook on what it means.
+fn computes(devices: &[Arc<Device>], name: &str, model: &TinyModel, packing: &Packing) {
+    let dir = tempfile::tempdir().unwrap();
+    let [float, packed, twin] = ["float", "packed", "twin"].map(|n| dir.path().join(n));
+    model.write(&float, name);
+    packed::pack(&float, &packed, &twin, packing);
+    hogwild::model::check(&packed).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let want = textbook(&twin);
+    for device in devices {
+        let d = distance(&logits(device, &packed), &want);
+        println!("{name} on {}: {d:.1e}", device.name());
         assert!(
-            far > 10.0 * TOLERANCE,
-            "{name}: the float model is as near: {far}"
+            d <= TOLERANCE,
+            "{name} on {}: a logit is off by {d}",
+            device.name()
         );
     }
+    // Not because codes do not matter.
+    let far = distance(&logits(&devices[0], &float), &want);
+    assert!(
+        far > 10.0 * TOLERANCE,
+        "{name}: the float model is as near: {far}"
+    );
+}
+
+#[test]
+fn floats_of_eight_bits_compute_what_they_mean() {
+    let devices: Vec<_> = adapter::devices().into_iter().map(Arc::new).collect();
+    let packing = |style, rows: usize, group: usize| Packing {
+        style,
+        rows: Some(rows).filter(|&n| n > 0),
+        group: Some(group).filter(|&n| n > 0),
+        ..Packing::default()
+    };
+    let odd = TinyModel {
+        hidden: 64,
+        ff: 172,
+        ..model()
+    };
+    let wide = TinyModel {
+        hidden: 320,
+        heads: 8,
+        ff: 408,
+        ..model()
+    };
+    // Heads that are rotated in part, in a tensor whose blocks do not end where they do.
+    let phi3 = TinyModel {
+        fused: true,
+        rotary: 0.5,
+        ff: 172,
+        bias: false,
+        dtype: Dtype::BF16,
+        ..model()
+    };
+    let some_float = Packing {
+        float: &["q_proj.weight", "down_proj.weight"],
+        ..packing(Style::Fp8, 64, 32)
+    };
+    let (every, one) = (&devices[..], &devices[..1]);
+    for (name, model, packing, devices) in [
+        (
+            "fp8 in blocks of 128",
+            &wide,
+            packing(Style::Fp8, 128, 128),
+            every,
+        ),
+        (
+            "fp8 in narrow blocks",
+            &phi3,
+            packing(Style::Fp8, 40, 32),
+            every,
+        ),
+        ("fp8 in whole tensors", &odd, packing(Style::Fp8, 0, 0), one),
+        ("fp8 with floats in between", &odd, some_float, one),
+        (
+            "floats in blocks",
+            &wide,
+            packing(Style::Floats, 128, 64),
+            one,
+        ),
+        ("floats in rows", &odd, packing(Style::Floats, 1, 0), one),
+        (
+            "floats in whole tensors",
+            &phi3,
+            packing(Style::Floats, 0, 0),
+            one,
+        ),
+    ] {
+        computes(devices, name, model, &packing);
+    }
+}
+
+#[test]
+fn experts_of_every_format_compute_what_they_mean() {
+    let devices: Vec<_> = adapter::devices().into_iter().map(Arc::new).collect();
+    let moe = TinyModel {
+        hidden: 64,
+        ff: 40,
+        experts: 5,
+        qk_norm: true,
+        bias: false,
+        ..model()
+    };
+    let (every, one) = (&devices[..], &devices[..1]);
+    let fp8 = Packing {
+        style: Style::Fp8,
+        rows: Some(32),
+        group: Some(32),
+        ..Packing::default()
+    };
+    for (name, packing, devices) in [
+        (
+            "experts in awq",
+            packing(Style::Awq, 4, 32, Order::Plain),
+            every,
+        ),
+        (
+            "experts in gptq",
+            packing(Style::Gptq, 4, 0, Order::Plain),
+            one,
+        ),
+        (
+            "experts in gptq, 8 bits",
+            packing(Style::GptqV2, 8, 32, Order::Plain),
+            one,
+        ),
+        (
+            "experts in compressed-tensors",
+            symmetric(packing(Style::Compressed, 4, 32, Order::Plain)),
+            one,
+        ),
+        ("experts in fp8", fp8, one),
+    ] {
+        computes(devices, name, &moe, &packing);
+    }
+}
+
+#[test]
+fn experts_may_be_one_tensor_and_their_channels_not_in_an_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let [float, fused, packed, twin] =
+        ["float", "fused", "packed", "twin"].map(|n| dir.path().join(n));
+    let moe = TinyModel {
+        hidden: 64,
+        ff: 36,
+        experts: 3,
+        qk_norm: true,
+        bias: false,
+        ..model()
+    };
+    moe.write(&float, "fused experts");
+    let (config, apart) = (packed::config(&float), packed::read(&float));
+    let mut all = packed::Tensors::new();
+    for (name, (dtype, shape, bytes)) in &apart {
+        let expert = name.split_once(".mlp.experts.").and_then(|(layer, rest)| {
+            let (e, module) = rest.strip_suffix(".weight")?.split_once('.')?;
+            Some((layer, e.parse::<usize>().unwrap(), module))
+        });
+        let Some((layer, e, module)) = expert else {
+            all.insert(name.clone(), (*dtype, shape.clone(), bytes.clone()));
+            continue;
+        };
+        let (whole, n_parts, part) = match module {
+            "down_proj" => ("down_proj", 1, 0),
+            module => ("gate_up_proj", 2, usize::from(module == "up_proj")),
+        };
+        let (_, _, to) = all
+            .entry(format!("{layer}.mlp.experts.{whole}"))
+            .or_insert_with(|| {
+                let shape = vec![3, n_parts * shape[0], shape[1]];
+                (*dtype, shape, vec![0; 3 * n_parts * bytes.len()])
+            });
+        let at = (e * n_parts + part) * bytes.len();
+        to[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    packed::write(&fused, &config, &all);
+    let device = Arc::new(Device::cpu());
+    assert_eq!(
+        logits(&device, &fused),
+        logits(&device, &float),
+        "the same bits"
+    );
+    let files = ModelFiles::open(&fused).unwrap();
+    let error = quantize(&files, &packed, Options::default(), &mut |_| {}).expect_err("refused");
+    assert!(
+        error.to_string().contains("all experts in one tensor"),
+        "said: {error}"
+    );
+
+    let refused = |all: &packed::Tensors, word: &str| {
+        packed::write(&fused, &config, all);
+        let error = ModelFiles::open(&fused).expect_err(word).to_string();
+        assert!(error.contains(word), "said: {error}");
+    };
+    let name = "model.layers.1.mlp.experts.1.up_proj.weight";
+    let mut both = all.clone();
+    both.insert(name.into(), apart[name].clone());
+    refused(
+        &both,
+        "is there beside model.layers.1.mlp.experts.gate_up_proj",
+    );
+    let mut turned = all.clone();
+    let whole = turned
+        .get_mut("model.layers.1.mlp.experts.gate_up_proj")
+        .unwrap();
+    whole.1.swap(1, 2);
+    refused(
+        &turned,
+        "gate_up_proj: expected shape [3, 72, 64], found [3, 64, 72]",
+    );
+
+    // Channels in the same order everywhere would have to be gathered for each expert.
+    let order = packing(Style::Gptq, 4, 32, Order::Plain);
+    let wide = TinyModel { ff: 64, ..moe };
+    wide.write(&float, "ordered experts");
+    packed::pack(&float, &packed, &twin, &order);
+    let mut ordered = packed::read(&packed);
+    for (name, (_, shape, bytes)) in &mut ordered {
+        if name.ends_with("g_idx") && name.contains(".experts.") {
+            let n = u32::try_from(shape[0]).unwrap();
+            let group_of = (0..n).flat_map(|i| (i % (n / 32)).to_le_bytes());
+            bytes.clear();
+            bytes.extend(group_of);
+        }
+    }
+    packed::write(&packed, &packed::config(&packed), &ordered);
+    let files = ModelFiles::open(&packed).unwrap();
+    let loaded = Model::load(device, &files, 64, &mut |_| {}).map(drop);
+    let error = loaded.expect_err("refused").to_string();
+    assert!(error.contains("desc_act"), "said: {error}");
+}
+
+#[test]
+fn scales_may_be_in_another_file_than_their_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let [float, packed, twin] = ["float", "packed", "twin"].map(|n| dir.path().join(n));
+    model().write(&float, "shards");
+    let packing = Packing {
+        style: Style::Fp8,
+        rows: Some(64),
+        group: Some(64),
+        ..Packing::default()
+    };
+    packed::pack(&float, &packed, &twin, &packing);
+    let device = Arc::new(Device::cpu());
+    let want = logits(&device, &packed);
+
+    let (config, all) = (packed::config(&packed), packed::read(&packed));
+    let is_scale = |name: &str| name.ends_with("_scale_inv");
+    let mut map = serde_json::Map::new();
+    for (i, file) in ["codes.safetensors", "scales.safetensors"]
+        .iter()
+        .enumerate()
+    {
+        let mut mine = all.clone();
+        mine.retain(|name, _| is_scale(name) == (i == 1));
+        map.extend(mine.keys().map(|name| (name.clone(), (*file).into())));
+        packed::write(&packed, &config, &mine);
+        fs::rename(packed.join("model.safetensors"), packed.join(file)).unwrap();
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": map});
+    fs::write(
+        packed.join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+    assert_eq!(logits(&device, &packed), want, "the same bits");
+}
+
+#[test]
+fn a_float_of_eight_bits_that_is_none_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let [float, packed, twin] = ["float", "packed", "twin"].map(|n| dir.path().join(n));
+    model().write(&float, "bad floats");
+    let packing = Packing {
+        style: Style::Fp8,
+        rows: Some(64),
+        group: Some(64),
+        ..Packing::default()
+    };
+    packed::pack(&float, &packed, &twin, &packing);
+    let (config, all) = (packed::config(&packed), packed::read(&packed));
+    let up = "model.layers.1.mlp.up_proj.weight";
+    let refused =
+        |config: &serde_json::Value, change: &dyn Fn(&mut packed::Tensors), word: &str| {
+            let mut changed = all.clone();
+            change(&mut changed);
+            packed::write(&packed, config, &changed);
+            let error = hogwild::model::check(&packed).expect_err(word).to_string();
+            assert!(error.contains(word), "said: {error}");
+            let files = ModelFiles::open(&packed);
+            let loaded = files
+                .and_then(|files| Model::load(Arc::new(Device::cpu()), &files, 64, &mut |_| {}));
+            let error = loaded.expect_err(word).to_string();
+            assert!(error.contains(word), "said: {error}");
+        };
+    let scale = format!("{up}_scale_inv");
+    for code in [0x7f, 0xff] {
+        let nan = |all: &mut packed::Tensors| all.get_mut(up).unwrap().2[777] = code;
+        refused(
+            &config,
+            &nan,
+            "up_proj.weight: NaN at element 777 of [160, 96]",
+        );
+    }
+    let infinite = |all: &mut packed::Tensors| {
+        all.get_mut(&scale).unwrap().2[4..8].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    };
+    refused(
+        &config,
+        &infinite,
+        "up_proj.weight_scale_inv: infinity at element 1",
+    );
+    let missing = |all: &mut packed::Tensors| drop(all.remove(&scale));
+    refused(&config, &missing, "up_proj.weight_scale_inv: is missing");
+    let alone = |all: &mut packed::Tensors| drop(all.remove(up));
+    refused(&config, &alone, "up_proj.weight: is missing");
+    for shape in [vec![2, 3], vec![3, 1], vec![6], vec![3, 2, 1]] {
+        let other = |all: &mut packed::Tensors| {
+            let scale = all.get_mut(&scale).unwrap();
+            scale.2.resize(shape.iter().product::<usize>() * 4, 0);
+            scale.1.clone_from(&shape);
+        };
+        refused(
+            &config,
+            &other,
+            "up_proj.weight_scale_inv: expected shape [3, 2], found",
+        );
+    }
+    let words = |all: &mut packed::Tensors| {
+        let (_, shape, bytes) = all[&scale].clone();
+        all.insert(scale.clone(), (Dtype::I32, shape, bytes));
+    };
+    refused(&config, &words, "up_proj.weight_scale_inv in I32");
+    let wide = |all: &mut packed::Tensors| {
+        all.insert(up.into(), packed::read(&float)[up].clone());
+    };
+    refused(&config, &wide, "up_proj.weight in F16");
+    let mut silent = config.clone();
+    silent
+        .as_object_mut()
+        .unwrap()
+        .remove("quantization_config");
+    refused(
+        &silent,
+        &|_| {},
+        "config.json does not say how it is quantised",
+    );
 }
 
 #[test]
@@ -626,7 +956,7 @@ fn random_codes_have_the_size_of_weights() {
     };
     shape.write(dir.path(), "random");
     let config = Config::open(dir.path()).unwrap();
-    for dtype in [DType::F16, DType::U8, DType::U4] {
+    for dtype in [DType::F16, DType::U8, DType::F8, DType::U4] {
         let device = Arc::new(Device::cpu());
         let model = Model::random(
             device,

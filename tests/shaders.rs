@@ -140,7 +140,7 @@ fn every_file_of_the_folder_is_used() {
     }
     let part = |name: &str| format!("shaders/parts/{name}.wgsl");
     used.extend(PARTS.iter().map(|(name, _)| part(name)));
-    used.extend(["f32", "f16", "bf16", "u4", "u8"].map(|t| part(&format!("element_{t}"))));
+    used.extend(["f32", "f16", "bf16", "u4", "u8", "f8"].map(|t| part(&format!("element_{t}"))));
     for folder in [
         "shaders",
         "shaders/parts",

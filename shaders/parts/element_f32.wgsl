@@ -31,6 +31,7 @@ fn element2_store(v: vec2<f32>) -> Element2 {
 // A load holds one run of eight, which is its own scale.
 const ELEMENT_RUNS = 1u;
 const ELEMENT_CODED = false;
+const ELEMENT_SCALE = 0u;
 const ELEMENT_SPLIT = true; // One f16 does not hold it.
 
 fn element_run_lo(v: Element8, run: u32, scale: u32) -> vec4<f32> {

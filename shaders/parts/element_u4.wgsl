@@ -7,6 +7,7 @@ alias Element8 = vec4<u32>;
 
 const ELEMENT_RUNS = 4u;
 const ELEMENT_CODED = true;
+const ELEMENT_SCALE = 0xffffff00u; // Bits of a word of scales that are the scale.
 const ELEMENT_SPLIT = true; // One f16 does not hold it.
 
 // Four codes in the low 16 bits, less the zero point.

@@ -6,6 +6,7 @@ alias Element8 = vec4<u32>;
 
 const ELEMENT_RUNS = 2u;
 const ELEMENT_CODED = true;
+const ELEMENT_SCALE = 0xffffff00u; // Bits of a word of scales that are the scale.
 const ELEMENT_SPLIT = true; // One f16 does not hold it.
 
 // Four codes of a word, less the zero point.

@@ -141,7 +141,7 @@ fn linear(group: vec3<u32>, local: u32, subgroup: u32) {
             var scale = 1.0;
             if WEIGHT_CODED {
                 s = scales[w_row * n_groups + min(at, width - 1u) / GROUP];
-                scale = bitcast<f32>(s & 0xffffff00u);
+                scale = bitcast<f32>(s & WEIGHT_SCALE);
             }
             let j = at / span * WEIGHT_RUNS + at % WEIGHT_RUNS;
             let w = weight[w_row * stride + min(j, stride - 1u)];

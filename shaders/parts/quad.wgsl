@@ -37,7 +37,7 @@ fn quad_run(w: array<Weight8, 4>, run: u32, rows: vec4<u32>, at: u32, n_groups: 
             scales[rows.z * n_groups + group],
             scales[rows.w * n_groups + group],
         );
-        q.scale = bitcast<vec4<f32>>(s & vec4<u32>(0xffffff00u));
+        q.scale = bitcast<vec4<f32>>(s & vec4<u32>(WEIGHT_SCALE));
     }
     q.lo0 = weight_run_lo(w[0], run, s.x);
     q.hi0 = weight_run_hi(w[0], run, s.x);

@@ -47,7 +47,7 @@ fn linear(group: vec3<u32>, local: u32) {
                 var scale = 1.0;
                 if WEIGHT_CODED {
                     s = scales[rows[r] * n_groups + min(at, width - 1u) / GROUP];
-                    scale = bitcast<f32>(s & 0xffffff00u);
+                    scale = bitcast<f32>(s & WEIGHT_SCALE);
                 }
                 let w = weight[rows[r] * stride + min(j, stride - 1u)];
                 lo[r] = weight_run_lo(w, run, s) * scale;

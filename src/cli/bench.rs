@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "REV", requires = "model")]
     revision: Option<String>,
 
-    /// How random weights are stored: awq (4 bits, groups of 128), int8, f16, bf16 or f32
+    /// How random weights are stored: awq (4 bits, groups of 128), int8, fp8, f16, bf16 or f32
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = weights, conflicts_with = "model")]
     weights: DType,
 
@@ -126,7 +126,9 @@ pub(super) fn weights(name: &str) -> Result<DType, String> {
     match name {
         "awq" | "int4" => Ok(DType::U4),
         "int8" => Ok(DType::U8),
-        _ => floats(name).map_err(|_| format!("is none of awq, int8, f16, bf16 and f32: '{name}'")),
+        "fp8" => Ok(DType::F8),
+        _ => floats(name)
+            .map_err(|_| format!("is none of awq, int8, fp8, f16, bf16 and f32: '{name}'")),
     }
 }
 

@@ -41,6 +41,7 @@ const ELEMENT_F16: &str = include_str!("../../shaders/parts/element_f16.wgsl");
 const ELEMENT_BF16: &str = include_str!("../../shaders/parts/element_bf16.wgsl");
 const ELEMENT_U4: &str = include_str!("../../shaders/parts/element_u4.wgsl");
 const ELEMENT_U8: &str = include_str!("../../shaders/parts/element_u8.wgsl");
+const ELEMENT_F8: &str = include_str!("../../shaders/parts/element_f8.wgsl");
 
 /// How the directives begin that WGSL wants before everything else.
 const ENABLE: &str = "enable ";
@@ -157,6 +158,7 @@ pub fn compose(wgsl: &Wgsl, variant: &Variant) -> Result<Composed> {
             DType::BF16 => ("shaders/parts/element_bf16.wgsl", ELEMENT_BF16),
             DType::U4 => ("shaders/parts/element_u4.wgsl", ELEMENT_U4),
             DType::U8 => ("shaders/parts/element_u8.wgsl", ELEMENT_U8),
+            DType::F8 => ("shaders/parts/element_f8.wgsl", ELEMENT_F8),
             DType::U32 => panic!("integers are no element type"),
         };
         let text = template

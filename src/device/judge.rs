@@ -214,7 +214,7 @@ fn initial(arg: &CaseArg) -> Vec<u32> {
             let guard = std::iter::repeat_n(0x7fff_fff0, total - len);
             words.iter().copied().chain(guard).collect()
         }
-        (Data::Output, DType::U32 | DType::U4 | DType::U8) => {
+        (Data::Output, DType::U32 | DType::U4 | DType::U8 | DType::F8) => {
             vec![0xdead_beef; arg.dtype.bytes(total).expect("small").div_ceil(4)]
         }
         (data, dtype) => {
@@ -246,7 +246,9 @@ pub fn pack(values: impl Iterator<Item = f32>, dtype: DType) -> Vec<u32> {
         DType::F32 => values.map(f32::to_bits).collect(),
         DType::F16 => halves(values.map(|v| f16::from_f32(v).to_bits()).collect()),
         DType::BF16 => halves(values.map(|v| bf16::from_f32(v).to_bits()).collect()),
-        DType::U32 | DType::U4 | DType::U8 => panic!("floats are not packed into integers"),
+        DType::U32 | DType::U4 | DType::U8 | DType::F8 => {
+            panic!("floats are not packed into integers")
+        }
     }
 }
 

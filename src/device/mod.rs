@@ -27,7 +27,7 @@ pub use op::{
 };
 pub use pipeline::reflect;
 pub use recording::{Dispatch, Recording, Upload};
-pub use tensor::{DType, Tensor};
+pub use tensor::{DType, Tensor, e4m3};
 pub use traffic::{Traffic, traffic};
 
 use crate::{Error, Result};

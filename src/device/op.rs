@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::{Caps, DType, Dispatch, Recording, Tensor, Upload};
+use super::{Caps, DType, Dispatch, Recording, Tensor, Upload, e4m3};
 
 /// How an op uses an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Tolerance {
             DType::F32 => self.f32,
             DType::F16 => self.f16,
             DType::BF16 => self.bf16,
-            DType::U32 | DType::U4 | DType::U8 => Bound {
+            DType::U32 | DType::U4 | DType::U8 | DType::F8 => Bound {
                 abs: 0.0,
                 rel: 0.0,
                 nmse: 0.0,
@@ -414,7 +414,7 @@ impl<'a> View<'a> {
 
     fn assert_codes(&self) {
         assert!(
-            matches!(self.dtype, DType::U4 | DType::U8),
+            matches!(self.dtype, DType::U4 | DType::U8 | DType::F8),
             "an argument of {} holds no codes",
             self.dtype
         );
@@ -435,16 +435,20 @@ impl<'a> View<'a> {
         self.words_mut()
     }
 
-    /// One element of any type; of codes, the code.
+    /// One element of any type; of codes, the code, without its scale and zero point.
     pub fn get(&self, at: usize) -> f64 {
         match self.dtype {
             DType::F32 => f64::from(self.f32s()[at]),
             DType::F16 => f64::from(self.f16s()[at]),
             DType::BF16 => f64::from(self.bf16s()[at]),
             DType::U32 => f64::from(self.u32s()[at]),
-            DType::U4 | DType::U8 => {
+            DType::U4 | DType::U8 | DType::F8 => {
                 let (word, bit) = self.dtype.code_at(at);
-                f64::from(self.words()[word] >> bit & ((1 << self.dtype.bits()) - 1))
+                let code = self.words()[word] >> bit & ((1 << self.dtype.bits()) - 1);
+                match self.dtype {
+                    DType::F8 => f64::from(e4m3(code)),
+                    _ => f64::from(code),
+                }
             }
         }
     }
@@ -462,7 +466,7 @@ impl<'a> View<'a> {
             DType::F32 => self.f32s_mut()[at] = value as f32,
             DType::F16 => self.f16s_mut()[at] = f16::from_f64(value),
             DType::BF16 => self.bf16s_mut()[at] = bf16::from_f64(value),
-            DType::U32 | DType::U4 | DType::U8 => {
+            DType::U32 | DType::U4 | DType::U8 | DType::F8 => {
                 panic!("floats are not stored in integer arguments")
             }
         }

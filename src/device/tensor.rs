@@ -20,6 +20,9 @@ pub enum DType {
     U4,
     /// 8-bit codes of weights, in the order of [`DType::code_at`]; scales lie in a tensor beside it.
     U8,
+    /// 8-bit floats of weights (e4m3fn: a sign, 4 bits of exponent, 3 of mantissa), in the order of
+    /// [`DType::code_at`]; scales lie in a tensor beside them.
+    F8,
 }
 
 impl DType {
@@ -28,7 +31,7 @@ impl DType {
         match self {
             Self::F32 | Self::U32 => 32,
             Self::F16 | Self::BF16 => 16,
-            Self::U8 => 8,
+            Self::U8 | Self::F8 => 8,
             Self::U4 => 4,
         }
     }
@@ -56,7 +59,7 @@ impl DType {
     pub const fn span(self) -> usize {
         match self {
             Self::U4 => 128,
-            Self::U8 => 32,
+            Self::U8 | Self::F8 => 32,
             _ => 1,
         }
     }
@@ -73,7 +76,7 @@ impl DType {
     pub const fn code_at(self, at: usize) -> (usize, usize) {
         let runs = match self {
             Self::U4 => 4,
-            Self::U8 => 2,
+            Self::U8 | Self::F8 => 2,
             _ => panic!("only codes are packed by runs"),
         };
         let words = 4 / runs;
@@ -93,6 +96,17 @@ impl DType {
             Self::U32 => "u32",
             Self::U4 => "int4",
             Self::U8 => "int8",
+            Self::F8 => "fp8",
+        }
+    }
+
+    /// The scale and the zero point that a word of a tensor of scales holds, beside codes of this type: a
+    /// float of 24 bits and 8 bits, or a whole float beside codes that are floats themselves.
+    #[inline]
+    pub const fn scale_of(self, word: u32) -> (f32, u32) {
+        match self {
+            Self::F8 => (f32::from_bits(word), 0),
+            _ => (f32::from_bits(word & !0xff), word & 0xff),
         }
     }
 }
@@ -101,6 +115,21 @@ impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// The number of a code of [`DType::F8`]; of the two that stand for NaN, 480 with its sign.
+#[allow(
+    clippy::inline_always,
+    reason = "what is not in line is not compiled for the instruction set of a kernel"
+)]
+#[inline(always)]
+pub fn e4m3(code: u32) -> f32 {
+    // Its bits as those of an f32 whose exponent is 120 more: right but for an exponent of 0, where there is
+    // no leading one, and twice the number less 2^-6 is the lesser.
+    let normal = f32::from_bits(((code & 0x7f) << 20) + (120 << 23));
+    let least = 2.0 * normal - 0.015_625;
+    let size = if least < normal { least } else { normal };
+    f32::from_bits(size.to_bits() | (code & 0x80) << 24)
 }
 
 /// A handle to device memory.
@@ -211,7 +240,7 @@ mod tests {
 
     #[test]
     fn every_code_of_a_span_has_a_place_of_its_own() {
-        for dtype in [DType::U4, DType::U8] {
+        for dtype in [DType::U4, DType::U8, DType::F8] {
             let n = 3 * dtype.span();
             let mut taken = vec![0u32; dtype.bytes(n).expect("small") / 4];
             for at in 0..n {
@@ -228,5 +257,25 @@ mod tests {
             assert!(taken.iter().all(|&w| w == u32::MAX), "nothing is left free");
         }
         assert_eq!(DType::U4.bytes(7), Some(4), "rounded up");
+    }
+
+    #[test]
+    fn an_eight_bit_float_is_its_sign_exponent_and_mantissa() {
+        for code in (0..256u32).filter(|code| code & 0x7f != 0x7f) {
+            let [exponent, mantissa] = [code >> 3 & 15, code & 7].map(|n| n as f32);
+            let size = if exponent > 0.0 {
+                (1.0 + mantissa / 8.0) * (exponent - 7.0).exp2()
+            } else {
+                mantissa / 8.0 * (-6f32).exp2()
+            };
+            let want = if code < 128 { size } else { -size };
+            assert_eq!(e4m3(code).to_bits(), want.to_bits(), "code {code}");
+        }
+        let ends = [0x7e, 0x01].map(|code| e4m3(code).to_bits());
+        assert_eq!(
+            ends,
+            [448.0f32, 0.001_953_125].map(f32::to_bits),
+            "the ends"
+        );
     }
 }

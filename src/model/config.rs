@@ -695,6 +695,23 @@ impl<'a> Keys<'a> {
         list.iter().map(one).collect()
     }
 
+    /// A list of two whole numbers from 1 to `max`.
+    pub(super) fn pair(&self, key: &str, max: usize) -> Result<Option<[usize; 2]>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let count = |v: &Value| {
+            let n = v.as_u64().and_then(|n| usize::try_from(n).ok());
+            n.filter(|n| (1..=max).contains(n))
+        };
+        match value.as_array().map(Vec::as_slice) {
+            Some([a, b]) => count(a).zip(count(b)).map(|(a, b)| [a, b]),
+            _ => None,
+        }
+        .map(Some)
+        .ok_or_else(|| self.expected(key, &format!("two whole numbers from 1 to {max}"), value))
+    }
+
     /// A number from 0 to `max`.
     fn share(&self, key: &str, max: f64) -> Result<Option<f64>> {
         match self.number(key)? {

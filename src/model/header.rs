@@ -47,9 +47,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Rows: the outermost dimension; 1 for a scalar.
+    /// Rows: all dimensions but the last, or the only one; 1 for a scalar.
     pub fn n_rows(&self) -> usize {
-        self.shape.first().copied().unwrap_or(1)
+        match &self.shape[..] {
+            [] => 1,
+            &[len] => len,
+            [outer @ .., _] => outer.iter().product(),
+        }
     }
 
     /// Bytes of one row.

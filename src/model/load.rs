@@ -521,7 +521,7 @@ impl Loader<'_> {
                             .checkpoint
                             .read_rows(&name, first, n, &mut bytes)?;
                         (self.progress)(bytes.len() as u64);
-                        let words: Cow<'_, [u32]> = words_of(&bytes);
+                        let words = words_of_rows(&bytes, n);
                         packed.place(first, &words, position.as_deref(), &mut codes);
                     }
                 }
@@ -873,6 +873,19 @@ fn words_of(bytes: &[u8]) -> Cow<'_, [u32]> {
         |_| Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
         Cow::Borrowed,
     )
+}
+
+/// As [`words_of`], of `n` rows, each of which begins with a word.
+fn words_of_rows(bytes: &[u8], n: usize) -> Cow<'_, [u32]> {
+    let row = bytes.len() / n;
+    if row.is_multiple_of(4) {
+        return words_of(bytes);
+    }
+    let mut padded = vec![0u8; n * row.next_multiple_of(4)];
+    let rows = padded.chunks_exact_mut(row.next_multiple_of(4));
+    rows.zip(bytes.chunks_exact(row))
+        .for_each(|(to, from)| to[..row].copy_from_slice(from));
+    Cow::Owned(bytemuck::pod_collect_to_vec(&padded))
 }
 
 /// Rows of a file's numbers, padded to `wide` columns and widened to another type if it differs.

@@ -1,14 +1,15 @@
 //! Quantised checkpoints: what `quantization_config` says, and how the tensors of a file become the codes
 //! and scales that kernels read.
 //!
-//! Three published formats are read: AWQ (`gemm`), GPTQ (both checkpoint formats, with and without
-//! `desc_act`), and compressed-tensors (`pack-quantized`). Each becomes the same two tensors: codes
-//! `[n, k padded to whole spans]` in the order of [`DType::code_at`], and one word for each row and group,
-//! whose upper 24 bits are the scale as a float cut short and whose lower 8 bits are the zero point. A
-//! weight is `(code - zero) * scale`. Pure: numbers in, numbers out.
+//! These published formats are read: AWQ (`gemm`), GPTQ (both checkpoint formats, with and without
+//! `desc_act`), compressed-tensors (`pack-quantized`, `float-quantized`), and floats of 8 bits in blocks
+//! (`fp8`, as `DeepSeek` and Qwen publish them). Each becomes the same two tensors: codes
+//! `[n, k padded to whole spans]` in the order of [`DType::code_at`], and one word for each row and group.
+//! Of whole numbers, its upper 24 bits are the scale as a float cut short and its lower 8 bits are the zero
+//! point; a weight is `(code - zero) * scale`. Of floats, it is the scale. Pure: numbers in, numbers out.
 //!
 //! Formats: `AutoAWQ` (`packing_utils.py`), `AutoGPTQ` and `GPTQModel` (`qlinear`), compressed-tensors
-//! (`pack_quantized.py`).
+//! (`pack_quantized.py`, `naive_quantized.py`), transformers (`finegrained_fp8.py`).
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -16,7 +17,7 @@ use serde_json::Value;
 use super::config::Keys;
 use super::json::{shown, shown_value};
 use crate::Result;
-use crate::device::DType;
+use crate::device::{DType, e4m3};
 
 /// Most channels that a config may put under one scale.
 const MAX_GROUP: usize = 1 << 24;
@@ -33,6 +34,13 @@ pub enum Format {
     Gptq,
     /// `weight_packed` `[n, k / codes in a word]`.
     Compressed,
+    /// `weight` `[n, k]` in floats of 8 bits.
+    Floats {
+        /// Rows under one scale of each group; none: all of them.
+        rows: Option<usize>,
+        /// End of the name of the scales.
+        scales: &'static str,
+    },
 }
 
 /// Where the zero points of a file are.
@@ -42,7 +50,7 @@ pub enum Zeros {
     Stored,
     /// Stored less one, which wraps.
     StoredLessOne,
-    /// Not stored: the middle of the codes.
+    /// Not stored: the middle of the codes; of floats, zero.
     Middle,
 }
 
@@ -51,7 +59,7 @@ pub enum Zeros {
 pub struct Scheme {
     /// How tensors are packed.
     pub format: Format,
-    /// [`DType::U4`] or [`DType::U8`].
+    /// [`DType::U4`], [`DType::U8`] or [`DType::F8`].
     pub dtype: DType,
     /// Input channels under one scale; none: all of a row.
     pub group: Option<usize>,
@@ -62,8 +70,11 @@ pub struct Scheme {
 }
 
 /// What to do about a format that is not read.
-const ADVICE: &str = "this version reads awq (gemm), gptq and compressed-tensors (pack-quantized); use \
-                      such a checkpoint, or the float one and `hogwild quantize`";
+const ADVICE: &str = "this version reads awq (gemm), gptq, fp8 and compressed-tensors (pack-quantized, \
+                      float-quantized); use such a checkpoint, or the float one and `hogwild quantize`";
+
+/// What to do about codes of floats that are not read.
+const E4M3: &str = "floats are read in 8 bits, as e4m3; use another checkpoint";
 
 impl Scheme {
     /// Reads `quantization_config`, if there is one.
@@ -77,6 +88,7 @@ impl Scheme {
             Some("awq") => Self::awq(&inner),
             Some("gptq") => Self::gptq(&inner),
             Some("compressed-tensors") => Self::compressed(&inner),
+            Some("fp8") => Self::fp8(&inner),
             Some(other) => {
                 let found = format!("'{}'", shown(other));
                 return Err(inner.unsupported("quant_method", &found, ADVICE));
@@ -150,22 +162,61 @@ impl Scheme {
         })
     }
 
+    /// Blocks of `weight_block_size` rows and channels under one scale, or a matrix where that is null.
+    fn fp8(keys: &Keys<'_>) -> Result<Self> {
+        for (key, known) in [("fmt", "e4m3"), ("activation_scheme", "dynamic")] {
+            match keys.text(key)? {
+                Some(other) if other != known => {
+                    let found = format!("'{}'", shown(other));
+                    let advice = format!("of fp8 only {known} is read; use another checkpoint");
+                    return Err(keys.unsupported(key, &found, &advice));
+                }
+                _ => {}
+            }
+        }
+        let block = if keys.map.contains_key("weight_block_size") {
+            keys.pair("weight_block_size", MAX_GROUP)?
+        } else {
+            Some([128, 128])
+        };
+        Ok(Self::floats(
+            "weight_scale_inv",
+            block.map(|b| b[0]),
+            block.map(|b| b[1]),
+        ))
+    }
+
+    fn floats(scales: &'static str, rows: Option<usize>, group: Option<usize>) -> Self {
+        Self {
+            format: Format::Floats { rows, scales },
+            dtype: DType::F8,
+            group,
+            zeros: Zeros::Middle,
+            needs_order: false,
+        }
+    }
+
     fn compressed(keys: &Keys<'_>) -> Result<Self> {
+        // Whether its codes are floats.
         let format = |keys: &Keys<'_>| match keys.text("format")? {
-            Some("pack-quantized") | None => Ok(()),
+            None => Ok(None),
+            Some("pack-quantized") => Ok(Some(false)),
+            // The older name, of what may be whole numbers too.
+            Some("float-quantized" | "naive-quantized") => Ok(Some(true)),
             Some(other) => {
                 let found = format!("'{}'", shown(other));
-                let advice =
-                    "of compressed-tensors only pack-quantized is read: weights of 4 or 8 bits";
+                let advice = "of compressed-tensors pack-quantized is read, weights of 4 or 8 bits, and \
+                              float-quantized, in 8 bits";
                 Err(keys.unsupported("format", &found, advice))
             }
         };
-        if keys.get("format").is_none() {
+        let Some(floats) = format(keys)? else {
             return Err(keys.missing("format"));
-        }
-        format(keys)?;
+        };
         match keys.text("quantization_status")? {
             None | Some("compressed") => {}
+            // Of floats, the tensors themselves say whether they are codes.
+            Some("frozen") if floats => {}
             Some(other) => {
                 let found = format!("'{}'", shown(other));
                 let advice = "only weights that are stored compressed are read";
@@ -193,15 +244,22 @@ impl Scheme {
             else {
                 return Err(groups.missing(name));
             };
-            format(&group)?;
-            for key in ["input_activations", "output_activations"] {
-                refuse_object(&group, key)?;
+            let floats = format(&group)?.unwrap_or(floats);
+            if floats {
+                refuse_static(&group)?;
+            } else {
+                refuse_object(&group, "input_activations")?;
             }
+            refuse_object(&group, "output_activations")?;
             let weights = "quantization_config.config_groups[…].weights.";
             let Some(weights) = group.object("weights", weights)? else {
                 return Err(group.missing("weights"));
             };
-            let this = Self::compressed_weights(&weights)?;
+            let this = if floats {
+                Self::compressed_floats(&weights)?
+            } else {
+                Self::compressed_weights(&weights)?
+            };
             if scheme.is_some_and(|scheme| scheme != this) {
                 let advice = "every matrix is to be quantised alike or not at all";
                 return Err(groups.unsupported(name, "differs from the others", advice));
@@ -209,6 +267,41 @@ impl Scheme {
             scheme = Some(this);
         }
         scheme.ok_or_else(|| keys.missing("config_groups"))
+    }
+
+    fn compressed_floats(keys: &Keys<'_>) -> Result<Self> {
+        match keys.text("type")? {
+            Some("float") => {}
+            other => {
+                let found = format!("'{}'", shown(other.unwrap_or("int")));
+                return Err(keys.unsupported("type", &found, E4M3));
+            }
+        }
+        let bits = keys.need_count("num_bits", 64)?;
+        if bits != 8 {
+            return Err(keys.unsupported("num_bits", &bits.to_string(), E4M3));
+        }
+        if keys.flag("symmetric")? == Some(false) {
+            return Err(keys.unsupported("symmetric", "false", "floats have no zero points"));
+        }
+        if keys.flag("dynamic")? == Some(true) {
+            return Err(keys.unsupported("dynamic", "true", "scales of weights are stored"));
+        }
+        let (rows, group) = match keys.text("strategy")? {
+            Some("tensor") | None => (None, None),
+            Some("channel") => (Some(1), None),
+            Some("group") => (Some(1), read_group(keys, true)?),
+            Some("block") => match keys.pair("block_structure", MAX_GROUP)? {
+                Some([rows, group]) => (Some(rows), Some(group)),
+                None => return Err(keys.missing("block_structure")),
+            },
+            Some(other) => {
+                let found = format!("'{}'", shown(other));
+                let advice = "floats have a scale for each tensor, channel, group or block";
+                return Err(keys.unsupported("strategy", &found, advice));
+            }
+        };
+        Ok(Self::floats("weight_scale", rows, group))
     }
 
     fn compressed_weights(keys: &Keys<'_>) -> Result<Self> {
@@ -253,6 +346,19 @@ impl Scheme {
     }
 }
 
+/// Refuses activations that are rounded with scales of the file; what is rounded to what it is itself loses
+/// nothing by being left as it is.
+fn refuse_static(keys: &Keys<'_>) -> Result<()> {
+    let prefix = "quantization_config.config_groups[…].input_activations.";
+    match keys.object("input_activations", prefix)? {
+        Some(inner) if inner.flag("dynamic")? != Some(true) => {
+            let advice = "scales of activations are not read; use a checkpoint with dynamic ones";
+            Err(inner.unsupported("dynamic", "that is not true", advice))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn read_bits(keys: &Keys<'_>, key: &str) -> Result<DType> {
     match keys.need_count(key, 64)? {
         4 => Ok(DType::U4),
@@ -291,7 +397,7 @@ const AWQ_NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 /// What a tensor of a packed matrix holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Codes, in 32-bit words.
+    /// Codes, in 32-bit words; floats of 8 bits are there one by one.
     Codes,
     /// Scales, in float.
     Scales,
@@ -323,6 +429,8 @@ impl Packed {
     pub fn name(&self, role: Role) -> String {
         let compressed = self.scheme.format == Format::Compressed;
         let end = match role {
+            Role::Codes if self.is_float() => "weight",
+            Role::Scales if let Format::Floats { scales, .. } = self.scheme.format => scales,
             Role::Codes if compressed => "weight_packed",
             Role::Scales if compressed => "weight_scale",
             Role::Zeros if compressed => "weight_zero_point",
@@ -356,6 +464,13 @@ impl Packed {
                 (Role::Zeros, vec![n.div_ceil(per), groups]),
                 (Role::Shape, vec![2]),
             ],
+            Format::Floats { rows, .. } => vec![
+                (Role::Codes, vec![n, k]),
+                match (rows, self.scheme.group) {
+                    (None, None) => (Role::Scales, vec![1]),
+                    (rows, _) => (Role::Scales, vec![n.div_ceil(rows.unwrap_or(n)), groups]),
+                },
+            ],
         };
         if self.scheme.zeros == Zeros::Middle {
             all.retain(|(role, _)| *role != Role::Zeros);
@@ -369,7 +484,7 @@ impl Packed {
     /// Why no kernel reads a matrix of this shape with this scheme, if that is so: what, and advice.
     pub fn unfit(&self) -> Option<(String, &'static str)> {
         let (n, k, per) = (self.n, self.k, self.per_word());
-        let by_columns = self.scheme.format != Format::Compressed;
+        let by_columns = matches!(self.scheme.format, Format::Awq | Format::Gptq);
         if by_columns && !n.is_multiple_of(per) {
             let what = format!("{n} rows, which do not fill words of {per} codes");
             return Some((what, ADVICE));
@@ -385,6 +500,11 @@ impl Packed {
             }
             _ => None,
         }
+    }
+
+    /// Whether its codes are floats.
+    pub fn is_float(&self) -> bool {
+        self.scheme.dtype == DType::F8
     }
 
     /// Codes in a 32-bit word.
@@ -467,15 +587,25 @@ impl Packed {
         let (n, groups, per) = (self.n, self.groups(), self.per_word());
         let bits = self.scheme.dtype.bits();
         let mask = (1u32 << bits) - 1;
-        assert_eq!(scales.len(), n * groups, "one scale for each row and group");
         let mut out = vec![0; n * groups];
+        if let Format::Floats { rows, .. } = self.scheme.format {
+            let rows = rows.unwrap_or(n);
+            for (row, out) in out.chunks_exact_mut(groups).enumerate() {
+                let scales = &scales[row / rows * groups..];
+                out.iter_mut()
+                    .zip(scales)
+                    .for_each(|(out, scale)| *out = scale.to_bits());
+            }
+            return out;
+        }
+        assert_eq!(scales.len(), n * groups, "one scale for each row and group");
         let rows = out.par_chunks_exact_mut(groups).enumerate();
         rows.with_min_len(64).for_each(|(row, out)| {
             let (word, place) = (row / per, row % per);
             for (g, out) in out.iter_mut().enumerate() {
                 let (scale, zero) = match self.scheme.format {
                     Format::Awq | Format::Gptq => (g * n + row, g * (n / per) + word),
-                    Format::Compressed => (row * groups + g, word * groups + g),
+                    _ => (row * groups + g, word * groups + g),
                 };
                 let place = match self.scheme.format {
                     Format::Awq => AWQ_NIBBLE[place],
@@ -493,7 +623,8 @@ impl Packed {
         out
     }
 
-    /// Places rows of the file's tensor of codes, `words`, which begin with row `first` and whose number
+    /// Places rows of the file's tensor of codes, `words`, each row of which begins a word (as only floats of 8
+    /// bits do not by themselves), which begin with row `first` and whose number
     /// is a multiple of [`Self::row_step`] except at the end. `to` is the whole matrix, `[n, row_words]`,
     /// zero where nothing was placed. `position` says where a channel goes, if not to its own place.
     ///
@@ -529,7 +660,7 @@ impl Packed {
                     }
                 });
             }
-            Format::Compressed => {
+            Format::Compressed | Format::Floats { .. } => {
                 let from = words.par_chunks_exact(self.k.div_ceil(per));
                 let rows = to[first * row_words..].par_chunks_exact_mut(row_words);
                 rows.zip(from).with_min_len(64).for_each(|(row, words)| {
@@ -563,7 +694,7 @@ impl Packed {
         let dtype = self.scheme.dtype;
         let rows = codes.chunks_exact_mut(self.row_words());
         for (row, scales) in rows.zip(scales.chunks_exact(self.groups())) {
-            let zero = scales[scales.len() - 1] & 0xff;
+            let (_, zero) = dtype.scale_of(scales[scales.len() - 1]);
             for at in self.k..self.wide() {
                 let (word, bit) = dtype.code_at(at);
                 row[word] |= zero << bit;
@@ -571,7 +702,8 @@ impl Packed {
         }
     }
 
-    /// The weights of one row, channel by channel, from its codes and scales; exact.
+    /// The weights of one row, channel by channel, from its codes and scales; exact, but for floats beside a
+    /// scale of more than 20 bits, whose products are rounded once.
     ///
     /// # Panics
     /// If `out` has another length than the matrix has channels.
@@ -581,10 +713,14 @@ impl Packed {
         for at in 0..self.k {
             let (word, bit) = dtype.code_at(at);
             let code = codes[word] >> bit & ((1 << dtype.bits()) - 1);
-            let (scale, zero) = of_word(scales[at / group]);
+            let (scale, zero) = dtype.scale_of(scales[at / group]);
             let channel = order.map_or(at, |order| order[at] as usize);
+            let number = match dtype {
+                DType::F8 => e4m3(code),
+                _ => code as f32 - zero as f32,
+            };
             // At most 8 bits times 16 bits of a scale from f16 or bf16.
-            out[channel] = (code as f32 - zero as f32) * scale;
+            out[channel] = number * scale;
         }
     }
 }
@@ -612,11 +748,6 @@ pub fn scale_word(scale: f32, zero: u32) -> u32 {
     kept | zero
 }
 
-/// The scale and the zero point of a word.
-pub fn of_word(word: u32) -> (f32, u32) {
-    (f32::from_bits(word & !0xff), word & 0xff)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -638,6 +769,10 @@ mod tests {
         fn below(&mut self, n: usize) -> usize {
             self.next() as usize % n
         }
+    }
+
+    fn of_word(word: u32) -> (f32, u32) {
+        DType::U8.scale_of(word)
     }
 
     /// The tensors of a file as numbers of two dimensions.
@@ -680,6 +815,7 @@ mod tests {
                 let code = field(file.codes[row * cols + channel / per], channel % per) - middle;
                 (code, zero, file.scales[row * p.groups() + g])
             }
+            Format::Floats { .. } => panic!("floats have a test of their own"),
         };
         let zero = match p.scheme.zeros {
             Zeros::StoredLessOne => (zero + 1) % (1 << bits),
@@ -811,6 +947,71 @@ mod tests {
         // AWQ packs along the rows: any number of channels will do.
         let awq = packed(AWQ, 8, 77);
         agrees(&awq, false, 9);
+    }
+
+    #[test]
+    fn every_float_of_a_block_is_what_its_document_says() {
+        let number = |code: u32| {
+            let (sign, exponent, mantissa) = (code >> 7, code >> 3 & 15, (code & 7) as f32 / 8.0);
+            let size = match exponent {
+                0 => mantissa * 0.015_625,
+                e => (1.0 + mantissa) * (e as f32 - 7.0).exp2(),
+            };
+            if sign == 1 { -size } else { size }
+        };
+        for (rows, group, n, k) in [
+            (Some(128), Some(128), 200, 333),
+            (Some(48), Some(32), 97, 64),
+            (Some(1), None, 5, 39),
+            (Some(1), Some(64), 3, 130),
+            (None, None, 9, 70),
+        ] {
+            let p = Packed {
+                has_order: false,
+                ..packed(Scheme::floats("weight_scale", rows, group), n, k)
+            };
+            assert_eq!(p.unfit(), None, "a good shape");
+            let shapes = p.tensors();
+            let [(Role::Codes, codes), (Role::Scales, shape)] = &shapes[..] else {
+                panic!("codes and scales: {shapes:?}")
+            };
+            assert_eq!(codes[..], [n, k], "codes as they are");
+            let mut words = Words(u64::from(rows.is_some()) + k as u64);
+            let n_scales = shape.iter().product();
+            let scales: Vec<f32> = (0..n_scales).map(|_| words.next() as f32 / 3e9).collect();
+            // Each row begins a word; what stands for NaN is refused before.
+            let mut file = words.take(n * k.div_ceil(4));
+            for code in bytemuck::cast_slice_mut::<u32, u8>(&mut file) {
+                *code ^= u8::from(*code & 0x7f == 0x7f);
+            }
+            let mut codes = vec![0; n * p.row_words()];
+            for (i, piece) in file.chunks(3 * k.div_ceil(4)).enumerate() {
+                p.place(3 * i, piece, None, &mut codes);
+            }
+            let scale_words = p.scales(&scales, &[]);
+            p.pad(&mut codes, &scale_words);
+            let mut row = vec![0.0; k];
+            for i in 0..n {
+                let codes = &codes[i * p.row_words()..][..p.row_words()];
+                p.widen(
+                    codes,
+                    &scale_words[i * p.groups()..][..p.groups()],
+                    None,
+                    &mut row,
+                );
+                for (c, got) in row.iter().enumerate() {
+                    let code = file[i * k.div_ceil(4) + c / 4] >> (c % 4 * 8) & 0xff;
+                    let per_row = shape.get(1).copied().unwrap_or(1);
+                    let block = i / rows.unwrap_or(n) * per_row + c / group.unwrap_or(k);
+                    let want = number(code) * scales[block];
+                    assert_eq!(got.to_bits(), want.to_bits(), "{p:?}: [{i}, {c}]");
+                }
+                for at in k..p.wide() {
+                    let (word, bit) = DType::F8.code_at(at);
+                    assert_eq!(codes[word] >> bit & 0xff, 0, "padding is zero");
+                }
+            }
+        }
     }
 
     const AWQ: Scheme = Scheme {

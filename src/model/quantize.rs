@@ -19,7 +19,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::load::{dtype_of, widened};
-use super::quant::{Format, Packed, Role, Scheme, Zeros, of_word, scale_word};
+use super::quant::{Format, Packed, Role, Scheme, Zeros, scale_word};
 use super::tensors::{EMBED, HEAD, KV_B};
 use super::weights::{INDEX, SINGLE};
 use super::{ModelFiles, json as small};
@@ -118,7 +118,8 @@ pub fn quantize(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Loss>> {
     assert!(
-        options.dtype.span() > 1 && options.group.is_none_or(|g| g > 0 && g.is_multiple_of(32)),
+        matches!(options.dtype, DType::U4 | DType::U8)
+            && options.group.is_none_or(|g| g > 0 && g.is_multiple_of(32)),
         "codes of 4 or 8 bits, in groups of a multiple of 32"
     );
     let from = files.checkpoint.dir();
@@ -225,6 +226,12 @@ fn plan(files: &ModelFiles, options: Options) -> Result<Vec<Work>> {
     let mut work = Vec::new();
     for want in files.tensors.wants() {
         let entry = files.checkpoint.expect(want)?;
+        if entry.shape.len() > 2 {
+            let what = format!("quantising {}, all experts in one tensor", want.name);
+            let advice = "give a checkpoint that has a tensor for each matrix of each expert";
+            let path = files.checkpoint.path_of(entry);
+            return Err(Error::unsupported(path, what, advice));
+        }
         let stem = want
             .name
             .strip_suffix(".weight")
@@ -370,7 +377,7 @@ fn pack(
             Role::Scales => {
                 let scales: Vec<u8> = words
                     .iter()
-                    .flat_map(|&word| narrowed(of_word(word).0, from))
+                    .flat_map(|&word| narrowed(packed.scheme.dtype.scale_of(word).0, from))
                     .collect();
                 put(&scales)?;
             }
@@ -379,7 +386,7 @@ fn pack(
                 for (row, words) in words.chunks_exact(groups).enumerate() {
                     let place = row % per * packed.scheme.dtype.bits();
                     for (zeros, &word) in zeros[row / per * groups..].iter_mut().zip(words) {
-                        *zeros |= of_word(word).1 << place;
+                        *zeros |= packed.scheme.dtype.scale_of(word).1 << place;
                     }
                 }
                 put(bytemuck::cast_slice(&zeros))?;
@@ -491,7 +498,10 @@ fn rounded(scale: f32, stored: DType) -> f32 {
             (half::f16::from_f32(scale.min(65504.0)).to_f32(), tiny)
         }
         DType::BF16 => (half::bf16::from_f32(scale).to_f32(), f32::MIN_POSITIVE),
-        _ => (of_word(scale_word(scale, 0)).0, f32::MIN_POSITIVE),
+        _ => (
+            DType::U8.scale_of(scale_word(scale, 0)).0,
+            f32::MIN_POSITIVE,
+        ),
     };
     kept.max(smallest)
 }

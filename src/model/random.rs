@@ -37,7 +37,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
         no_scales: device.tensor(&[1], DType::U32)?,
     };
     let outer = match how.dtype {
-        DType::U4 | DType::U8 => DType::F16,
+        DType::U4 | DType::U8 | DType::F8 => DType::F16,
         dtype => dtype,
     };
     let (rows, cols) = (config.vocab_size, config.hidden_size);
@@ -93,10 +93,14 @@ impl Maker<'_> {
                 order: None,
             });
         }
-        // Codes are uniform around the zero point; the scales' mean is 1.25 times the least.
+        // Codes are uniform around the zero point, or floats below 2 whose size is 0.6; the scales' mean is
+        // 1.25 times the least.
         let steps = f32::from(1u16 << dtype.bits());
-        let scale = (12.0 / cols as f32).sqrt() / steps / 1.25;
-        let zero = 1 << (dtype.bits() - 1);
+        let (size, zero) = match dtype {
+            DType::F8 => (0.6, 0),
+            _ => (steps / 12f32.sqrt(), 1 << (dtype.bits() - 1)),
+        };
+        let scale = (cols as f32).sqrt().recip() / size / 1.25;
         let wide = padded(cols).next_multiple_of(dtype.span());
         let any = Contents::Numbers {
             mean: 0.0,

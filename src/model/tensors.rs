@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::config::{Config, Latent};
+use super::header::{Dtype, Entry};
 use super::json::shown;
 use super::quant::{Format, Packed, Role};
 use super::weights::Checkpoint;
@@ -34,6 +35,8 @@ pub enum Group {
 pub enum Kind {
     /// F32, F16 or BF16.
     Float,
+    /// `F8_E4M3`: floats that have scales beside them.
+    Eight,
     /// I32: packed codes, or small numbers.
     Words,
     /// I32 or I64.
@@ -257,7 +260,7 @@ impl TensorMap {
     /// If a tensor is missing or has another shape or type, or if there is one that would have to
     /// change the computation and does not.
     pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Self> {
-        let (all, fused) = fuse(checkpoint, all_tensors(config))?;
+        let (all, fused) = fuse(config, checkpoint, all_tensors(config))?;
         let found = |want: &&Want| checkpoint.tensors().contains_key(&want.name);
         let mut groups: HashSet<Group> = all.iter().filter(found).map(|w| w.group).collect();
         groups.insert(Group::Always);
@@ -333,8 +336,13 @@ impl TensorMap {
     }
 }
 
-/// Ends of the names of codes.
-const CODES: [&str; 2] = ["qweight", "weight_packed"];
+/// Ends of the names of codes, and of what is only beside codes.
+const CODES: [&str; 4] = [
+    "qweight",
+    "weight_packed",
+    ".weight_scale_inv",
+    ".weight_scale",
+];
 
 /// What to do about a tensor that no model of this kind has.
 fn advice(config: &Config, name: &str) -> String {
@@ -374,25 +382,64 @@ fn whole_of(name: &str) -> Option<(String, &str)> {
 /// Where tensors are that are rows of another one: its name, and the first of them.
 type Places = BTreeMap<String, (String, usize)>;
 
+/// The tensor of all experts of a layer that a matrix of one of them would be in, `[experts, rows, columns]`, as
+/// transformers 5 has them: its name, its shape, and the row at which the matrix begins, of all rows.
+fn stacked(want: &Want, n_experts: usize) -> Option<(String, [usize; 3], usize)> {
+    let (layer, matrix) = want.name.split_once(".mlp.experts.")?;
+    let (expert, module) = matrix.strip_suffix(".weight")?.split_once('.')?;
+    let expert: usize = expert.parse().ok()?;
+    let (whole, n_parts, part) = match module {
+        "gate_proj" => ("gate_up_proj", 2, 0),
+        "up_proj" => ("gate_up_proj", 2, 1),
+        "down_proj" => ("down_proj", 1, 0),
+        _ => return None,
+    };
+    let &[n, k] = &want.shape[..] else {
+        return None;
+    };
+    let name = format!("{layer}.mlp.experts.{whole}");
+    let first = (expert * n_parts + part) * n;
+    Some((name, [n_experts, n_parts * n, k], first))
+}
+
 /// Puts fused tensors in place of their parts, wherever the checkpoint has any of a fused module.
-fn fuse(checkpoint: &Checkpoint, all: Vec<Want>) -> Result<(Vec<Want>, Places)> {
+fn fuse(config: &Config, checkpoint: &Checkpoint, all: Vec<Want>) -> Result<(Vec<Want>, Places)> {
     let there = |module: &str| {
         let mut from = checkpoint.tensors().range(module.to_owned()..);
         from.next()
             .is_some_and(|(name, _)| name.starts_with(module))
     };
     let (mut wants, mut fused) = (Vec::<Want>::with_capacity(all.len()), BTreeMap::new());
+    let beside = |name: &str, whole: &str| match checkpoint.tensors().get(name) {
+        Some(entry) => {
+            let problem = format!("is there beside {whole}: which of them counts?");
+            Err(Error::bad(checkpoint.path_of(entry), name, problem))
+        }
+        None => Ok(()),
+    };
+    let n_experts = config.experts.as_ref().map_or(0, |experts| experts.count);
     // The parts of a whole follow each other.
     for want in all {
+        let of_all = stacked(&want, n_experts);
+        let is_there = |(name, ..): &(String, _, _)| checkpoint.tensors().contains_key(name);
+        if let Some((name, shape, first)) = of_all.filter(is_there) {
+            beside(&want.name, &name)?;
+            if first == 0 {
+                wants.push(Want {
+                    name: name.clone(),
+                    shape: shape.to_vec(),
+                    ..want.clone()
+                });
+            }
+            fused.insert(want.name, (name, first));
+            continue;
+        }
         let Some((module, end)) = whole_of(&want.name).filter(|(module, _)| there(module)) else {
             wants.push(want);
             continue;
         };
         let name = format!("{module}{end}");
-        if let Some(entry) = checkpoint.tensors().get(&want.name) {
-            let problem = format!("is there beside {name}: which of them counts?");
-            return Err(Error::bad(checkpoint.path_of(entry), want.name, problem));
-        }
+        beside(&want.name, &name)?;
         let rows = want.shape[0];
         let mut first = 0;
         if let Some(whole) = wants.last_mut().filter(|last| last.name == name) {
@@ -435,14 +482,16 @@ fn unpack(
         };
         let name = |role| packed.name(role);
         let there = |role| checkpoint.tensors().get(&name(role));
-        // Any of them: then the others are missing.
-        let found = there(Role::Codes).or_else(|| there(Role::Scales));
+        // Any of them: then the others are missing. Floats that are codes have the name of those that are not.
+        let codes_of = |entry: &&Entry| !packed.is_float() || entry.dtype == Dtype::F8_E4M3;
+        let found = there(Role::Codes).filter(codes_of);
+        let found = found.or_else(|| there(Role::Scales));
         let codes = name(Role::Codes);
         let Some(entry) = found.filter(|_| want.name != EMBED) else {
             wants.push(want);
             continue;
         };
-        if checkpoint.tensors().contains_key(&want.name) {
+        if codes != want.name && checkpoint.tensors().contains_key(&want.name) {
             let problem = format!("is there beside {}: which of them counts?", want.name);
             return Err(Error::bad(checkpoint.path_of(entry), codes, problem));
         }
@@ -451,16 +500,27 @@ fn unpack(
             return Err(Error::unsupported(checkpoint.path_of(entry), what, advice));
         }
         let order = packed.name(Role::Order);
-        packed.has_order = scheme.needs_order
-            || scheme.format != Format::Awq && checkpoint.tensors().contains_key(&order);
-        for (role, shape) in packed.tensors() {
+        let may_have_order = matches!(scheme.format, Format::Gptq | Format::Compressed);
+        packed.has_order =
+            scheme.needs_order || may_have_order && checkpoint.tensors().contains_key(&order);
+        for (role, mut shape) in packed.tensors() {
+            let name = packed.name(role);
+            let scalar = |entry: &Entry| entry.shape.is_empty();
+            if packed.is_float()
+                && shape == [1]
+                && checkpoint.tensors().get(&name).is_some_and(scalar)
+            {
+                // One number, however it is written.
+                shape.clear();
+            }
             wants.push(Want {
-                name: packed.name(role),
+                name,
                 shape,
                 group: want.group,
                 kind: match role {
                     Role::Scales => Kind::Float,
                     Role::Shape => Kind::Counts,
+                    Role::Codes if packed.is_float() => Kind::Eight,
                     Role::Codes | Role::Zeros | Role::Order => Kind::Words,
                 },
             });

@@ -238,6 +238,10 @@ impl Checkpoint {
                 matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16),
                 "this version reads F32, F16 and BF16; use the float checkpoint",
             ),
+            Kind::Eight => (
+                entry.dtype == Dtype::F8_E4M3,
+                "with scales it is read in F8_E4M3",
+            ),
             Kind::Words => (entry.dtype == Dtype::I32, "it is read in I32"),
             Kind::Counts => (
                 matches!(entry.dtype, Dtype::I32 | Dtype::I64),
@@ -395,7 +399,7 @@ impl Checkpoint {
     }
 
     /// Makes sure that every number in a piece of a tensor is finite. `first` is the index of the
-    /// piece's first element. Types other than F32, F16 and BF16 hold nothing to look for.
+    /// piece's first element. Types other than F32, F16, BF16 and `F8_E4M3` hold nothing to look for.
     ///
     /// # Errors
     /// If one is not: names the tensor and the element.
@@ -432,6 +436,10 @@ fn not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, &'static str)> {
         }
         Dtype::F16 => halves(0x7c00, 0x03ff),
         Dtype::BF16 => halves(0x7f80, 0x007f),
+        Dtype::F8_E4M3 => {
+            let at = bytes.iter().position(|b| b & 0x7f == 0x7f)?;
+            Some((at, "NaN"))
+        }
         _ => None,
     }
 }

@@ -14,7 +14,7 @@ use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::MAX_COLS;
-use crate::device::{DType, View};
+use crate::device::{DType, View, e4m3};
 
 /// Elements of a weight row that are widened to f32 at once; a piece stays in the first cache.
 const PIECE: usize = 512;
@@ -36,7 +36,7 @@ pub(super) fn widen(from: &View<'_>, at: usize, to: &mut [f32]) {
                 *to = from.to_f32();
             }
         }
-        DType::U32 | DType::U4 | DType::U8 => panic!("codes have scales"),
+        DType::U32 | DType::U4 | DType::U8 | DType::F8 => panic!("codes have scales"),
     }
 }
 
@@ -63,24 +63,28 @@ impl Matrix<'_> {
                     *to = f32::from_bits(u32::from(from.to_bits()) << 16);
                 }
             }
-            DType::U4 => self.decode::<4>(row, first, to),
-            DType::U8 => self.decode::<8>(row, first, to),
+            DType::U4 => self.decode::<4, false>(row, first, to),
+            DType::U8 => self.decode::<8, false>(row, first, to),
+            DType::F8 => self.decode::<8, true>(row, first, to),
             _ => widen(self.weight, row * self.k + first, to),
         }
     }
 
-    /// As [`Matrix::widen`], for codes of `BITS` bits in the order of [`DType::code_at`].
+    /// As [`Matrix::widen`], for codes of `BITS` bits in the order of [`DType::code_at`], which may be floats.
     #[inline(always)]
-    fn decode<const BITS: usize>(&self, row: usize, first: usize, to: &mut [f32]) {
+    fn decode<const BITS: usize, const FLOATS: bool>(
+        &self,
+        row: usize,
+        first: usize,
+        to: &mut [f32],
+    ) {
         let (span, runs) = if BITS == 4 { (128, 4) } else { (32, 2) };
+        let dtype = if FLOATS { DType::F8 } else { DType::U8 };
         let stride = self.k.next_multiple_of(span);
         let words = &self.weight.codes()[(row * stride + first) * BITS / 32..];
         let scales = &self.scales[row * self.k.div_ceil(self.group)..];
         for (i, to) in to.chunks_mut(8).enumerate() {
-            let scale = scales[(first + 8 * i) / self.group];
-            #[allow(clippy::cast_possible_wrap, reason = "a zero point has 8 bits")]
-            let zero = (scale & 0xff) as i32;
-            let factor = f32::from_bits(scale & 0xffff_ff00);
+            let (factor, zero) = dtype.scale_of(scales[(first + 8 * i) / self.group]);
             let run = i % (runs * runs);
             let at = i / (runs * runs) * 4 * runs + run % runs * 4 + run / runs * (4 / runs);
             let bits = if BITS == 4 {
@@ -89,13 +93,14 @@ impl Matrix<'_> {
                 u64::from(words[at]) | u64::from(words[at + 1]) << 32
             };
             for (j, to) in to.iter_mut().enumerate() {
-                #[allow(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_possible_wrap,
-                    reason = "a code has at most 8 bits"
-                )]
-                let code = (bits >> (BITS * j) & ((1 << BITS) - 1)) as i32;
-                *to = (code - zero) as f32 * factor;
+                #[allow(clippy::cast_possible_truncation, reason = "a code has at most 8 bits")]
+                let code = (bits >> (BITS * j) & ((1 << BITS) - 1)) as u32;
+                let number = if FLOATS {
+                    e4m3(code)
+                } else {
+                    (code.cast_signed() - zero.cast_signed()) as f32
+                };
+                *to = number * factor;
             }
         }
     }

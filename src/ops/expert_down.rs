@@ -9,13 +9,13 @@ use rayon::prelude::*;
 use super::MAX_COLS;
 use super::case::{Rng, case, floats, words};
 use super::dot::{Matrix, ROWS, dots};
-use super::expert_up::{choices, takers};
-use super::linear::{Linear, Product, column_consts, column_groups, matrix};
+use super::expert_up::{choices, choices_of, takers};
+use super::linear::{Launched, Linear, Product, column_consts, column_groups, matrix};
 use super::route::MAX_EXPERTS;
 use super::u32_of;
 use crate::device::Access::{Read, ReadWrite};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, Wgsl,
 };
 
 /// The op.
@@ -53,7 +53,7 @@ pub static OP: Op = Op {
                     consts
                 },
                 elements: &[("Weight", 1)],
-                loads: None,
+                loads: Some(loads),
                 groups: |d, caps| {
                     let p: Params = d.params.get();
                     column_groups(p.n_out.div_ceil(4), p.n_rows, caps)
@@ -87,6 +87,42 @@ struct Params {
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
     p.k.is_multiple_of(8) && p.n_experts as usize <= MAX_EXPERTS
+}
+
+/// What a workgroup loads: the choices of its rows and, for each expert that any of them chose, its weights
+/// and what those rows have for it.
+fn loads(d: &Dispatch, caps: &Caps, ints: &Ints<'_>, [quads, rows, _]: [u32; 3]) -> Vec<u64> {
+    let p: Params = d.params.get();
+    let chosen = choices_of(ints.get(&d.args[3]), p.top_k, p.n_rows, rows);
+    let n_rows = chosen.len() as u64 / u64::from(p.top_k);
+    let (mut loads, mut outputs) = (vec![0; 6], 0);
+    for expert in 0..p.n_experts {
+        let takers = takers(chosen, p.top_k as usize, p.first + expert).len();
+        let launched = Launched {
+            weight: &d.args[1],
+            n_rows: u32_of(takers),
+            k: p.k,
+            group: p.group,
+            norm: false,
+            n_quads: p.n_out.div_ceil(4),
+        };
+        let served = launched.by_columns(caps, [quads, 0, 0], |quad| {
+            [0, 1, 2, 3].map(|i| (4 * quad + i).min(p.n_out - 1))
+        });
+        let [x, _, weight, scales, of_output] = served.loads[..] else {
+            unreachable!("five arguments of every linear op");
+        };
+        outputs = of_output;
+        if takers > 0 {
+            let gates = takers as u64 * 4;
+            for (sum, bytes) in loads.iter_mut().zip([x, weight, scales, 0, gates]) {
+                *sum += bytes;
+            }
+        }
+    }
+    loads[3] = size_of_val(chosen) as u64;
+    loads[5] = outputs * n_rows;
+    loads
 }
 
 /// Records the projection of `n_rows` rows by a piece of the experts, in the order of the pieces: the matrices
@@ -241,6 +277,7 @@ fn cases() -> Vec<Case> {
             [19, 64, 9, 6, 2],
             [0, 6],
         ),
+        make("fp8", DType::F8, [3, 72, 10, 5, 2], [1, 4]),
         make("many experts", DType::F32, [3, 16, 5, 256, 8], [0, 256]),
     ]
 }

@@ -10,11 +10,14 @@ use rayon::prelude::*;
 use super::MAX_COLS;
 use super::case::{Rng, case, floats, output, words};
 use super::dot::{Matrix, ROWS, dots};
-use super::linear::{Linear, Norm, Product, column_consts, column_groups, matrix};
+use super::linear::{
+    Launched, Linear, Norm, Product, column_consts, column_groups, columns, matrix,
+};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View, Wgsl,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
 };
 
 /// The op.
@@ -52,7 +55,7 @@ pub static OP: Op = Op {
                     column_consts(p.n_rows, p.group, caps)
                 },
                 elements: &[("Weight", 2)],
-                loads: None,
+                loads: Some(loads),
                 groups: |d, caps| {
                     let p: Params = d.params.get();
                     let [x, y, _] = column_groups(p.n_out.div_ceil(2), p.n_rows, caps);
@@ -88,6 +91,40 @@ struct Params {
 
 fn fits(d: &Dispatch, _: &Caps) -> bool {
     d.params.get::<Params>().k.is_multiple_of(8)
+}
+
+/// What a workgroup loads: the choices of its rows and, if any of them chose its expert, those rows of x and
+/// its weights.
+fn loads(d: &Dispatch, caps: &Caps, ints: &Ints<'_>, [quads, rows, expert]: [u32; 3]) -> Vec<u64> {
+    let p: Params = d.params.get();
+    let chosen = choices_of(ints.get(&d.args[4]), p.top_k, p.n_rows, rows);
+    let takers = takers(chosen, p.top_k as usize, p.first + expert).len();
+    let launched = Launched {
+        weight: &d.args[2],
+        n_rows: u32_of(takers),
+        k: p.k,
+        group: p.group,
+        norm: true,
+        n_quads: p.n_out.div_ceil(2),
+    };
+    // The gate's rows, and those of up.
+    let served = launched.by_columns(caps, [quads, 0, 0], |quad| {
+        let [a, b] = [0, 1].map(|i| (2 * quad + i).min(p.n_out - 1));
+        [a, b, a + p.n_out, b + p.n_out]
+    });
+    let mut loads = vec![0; 4];
+    if takers > 0 {
+        loads.copy_from_slice(&served.loads[..4]);
+    }
+    loads.extend([size_of_val(chosen) as u64, 0]);
+    loads
+}
+
+/// What the rows of a workgroup chose, of all choices.
+pub(super) fn choices_of(chosen: &[u32], top_k: u32, n_rows: u32, group: u32) -> &[u32] {
+    let (first, most) = (group * columns(n_rows), columns(n_rows));
+    let rows = first..(first + most).min(n_rows);
+    &chosen[(rows.start * top_k) as usize..(rows.end * top_k) as usize]
 }
 
 /// Records the gated projection of `n_rows` rows by a piece of the experts: the matrices of the experts from
@@ -334,6 +371,14 @@ fn cases() -> Vec<Case> {
             ..base
         }
         .case("more rows than columns of a kernel"),
+        Scene {
+            dtype: DType::F8,
+            shape: [3, 96, 10, 5, 2],
+            piece: [1, 4],
+            count: 96,
+            ..base
+        }
+        .case("fp8, a piece"),
         Scene {
             shape: [3, 64, 16, 5, 2],
             piece: [1, 4],

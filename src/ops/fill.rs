@@ -63,7 +63,7 @@ struct Params {
 /// What a tensor is filled with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Contents {
-    /// Floats from `mean - scale` to `mean + scale`; codes of any value.
+    /// Floats from `mean - scale` to `mean + scale`; codes of any value, 8-bit floats below 2.
     Numbers {
         /// The middle.
         mean: f32,
@@ -79,6 +79,9 @@ pub enum Contents {
     },
 }
 
+/// Four codes of [`DType::F8`] without the upper bit of their exponents: none of them is NaN.
+const BELOW_TWO: u32 = 0xbfbf_bfbf;
+
 /// As in `fill.wgsl`.
 fn kind(dtype: DType) -> u32 {
     match dtype {
@@ -87,6 +90,7 @@ fn kind(dtype: DType) -> u32 {
         DType::BF16 => 2,
         DType::U4 | DType::U8 => 3,
         DType::U32 => 4,
+        DType::F8 => 5,
     }
 }
 
@@ -141,6 +145,7 @@ fn reference(args: &mut Args<'_>) {
     for i in 0..p.n_words {
         match dtype {
             DType::U4 | DType::U8 => y.codes_mut()[i as usize] = hash(p.seed, i),
+            DType::F8 => y.codes_mut()[i as usize] = hash(p.seed, i) & BELOW_TWO,
             DType::U32 => y.u32s_mut()[i as usize] = scale_word(&p, i),
             _ => {
                 let per_word = 32 / u32_of(dtype.bits());
@@ -162,6 +167,7 @@ fn by_word(args: &mut Args<'_>) {
         DType::F16 => each(&p, y.f16s_mut(), |i| f16::from_f32(value(i))),
         DType::BF16 => each(&p, y.bf16s_mut(), |i| bf16::from_f32(value(i))),
         DType::U4 | DType::U8 => each(&p, y.codes_mut(), |i| hash(p.seed, i)),
+        DType::F8 => each(&p, y.codes_mut(), |i| hash(p.seed, i) & BELOW_TWO),
         DType::U32 => each(&p, y.u32s_mut(), |i| scale_word(&p, i)),
     }
 }
@@ -195,6 +201,7 @@ fn cases() -> Vec<Case> {
         make("upper halves", DType::BF16, 2 * small, [-3.0, 5.0], 2, 0),
         make("codes of 4 bits", DType::U4, 128 * 3, [0.0; 2], 3, 0),
         make("codes of 8 bits", DType::U8, 32 * 5, [0.0; 2], 4, 0),
+        make("floats of 8 bits", DType::F8, 32 * 5, [0.0; 2], 4, 0),
         make("scales", DType::U32, small, [0.0, 0.01], 5, 8),
         make("more than a grid", DType::F32, grid, [0.0, 1.0], 6, 0),
     ]

@@ -116,7 +116,7 @@ struct Params {
 impl Params {
     fn launched(self, dispatch: &Dispatch) -> Launched<'_> {
         Launched {
-            dispatch,
+            weight: &dispatch.args[2],
             n_rows: self.n_rows,
             k: self.k,
             group: self.group,

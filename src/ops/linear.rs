@@ -12,15 +12,15 @@ use rayon::prelude::*;
 use super::case::{Rng, floats, words};
 use super::dot::{Matrix, ROWS, dots};
 use super::{MAX_COLS, u32_of};
-use crate::device::{Caps, CaseArg, DType, Dispatch, Tensor, View};
+use crate::device::{Caps, CaseArg, DType, Tensor, View};
 
 /// Weight and bias of a linear layer, or a piece of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     /// `[n, k]`; codes have their rows padded to whole spans ([`DType::span`]).
     pub weight: &'a Tensor,
-    /// Of codes, `[n, ceil(k / group)]` words: the upper 24 bits of the scale as f32, then the zero point
-    /// in 8. Of floats, any tensor of words.
+    /// Of codes, `[n, ceil(k / group)]` words, as [`DType::scale_of`] reads them. Of floats, any tensor of
+    /// words.
     pub scales: &'a Tensor,
     /// Numbers of a row that share a scale: a multiple of 32, or at least `k`. Not used for floats.
     pub group: usize,
@@ -145,7 +145,7 @@ pub(super) fn tile_groups(n_quads: u32, n_rows: u32) -> [u32; 3] {
 
 /// A linear op as the host sees it, to count what a workgroup loads.
 pub(super) struct Launched<'a> {
-    pub(super) dispatch: &'a Dispatch,
+    pub(super) weight: &'a Tensor,
     pub(super) n_rows: u32,
     pub(super) k: u32,
     pub(super) group: u32,
@@ -193,7 +193,7 @@ impl Launched<'_> {
         let quads = stretch(quads, group[0], self.n_quads);
         let rows = stretch(rows, group[1], self.n_rows);
         let served: BTreeSet<u32> = quads.clone().flat_map(quad_rows).collect();
-        let weight = &self.dispatch.args[2];
+        let weight = self.weight;
         let row = |n: usize| (served.len() * n) as u64;
         let x_row = u64::from(self.k) * 4;
         let coded = weight.dtype().span() > 1;
@@ -232,7 +232,8 @@ impl Product<'_> {
                 return stored;
             }
             let word = self.scales.u32s()[n * self.k.div_ceil(self.group) + i / self.group];
-            (stored - f64::from(word & 0xff)) * f64::from(f32::from_bits(word & 0xffff_ff00))
+            let (scale, zero) = self.weight.dtype().scale_of(word);
+            (stored - f64::from(zero)) * f64::from(scale)
         };
         x.iter().enumerate().map(|(i, x)| x * value(i)).sum()
     }
@@ -317,9 +318,18 @@ pub(super) fn matrix(
     }
     let wide = k.next_multiple_of(dtype.span());
     let n_words = dtype.bytes(n * wide).expect("small") / 4;
-    let codes = (0..n_words).map(|_| u32_of(rng.below(1 << 32))).collect();
+    let mut codes: Vec<u32> = (0..n_words).map(|_| u32_of(rng.below(1 << 32))).collect();
     let n_scales = n * k.div_ceil(group);
+    if dtype == DType::F8 {
+        // What is NaN becomes the largest number.
+        for code in bytemuck::cast_slice_mut::<u32, u8>(&mut codes) {
+            *code ^= u8::from(*code & 0x7f == 0x7f);
+        }
+    }
     let scales = (0..n_scales).map(|_| {
+        if dtype == DType::F8 {
+            return ((rng.unit() * 0.5 + 1.0) / 160.0).to_bits();
+        }
         let scale = (rng.unit() * 0.5 + 1.0) * 2.0 / (1u32 << dtype.bits()) as f32;
         let zero = rng.below(1 << dtype.bits());
         scale.to_bits() & 0xffff_ff00 | u32_of(zero)

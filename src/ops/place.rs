@@ -290,7 +290,7 @@ pub(super) fn store(to: &mut View<'_>, at: usize, from: &[f32]) {
                 *to = bf16::from_f32(v);
             }
         }
-        DType::U32 | DType::U4 | DType::U8 => panic!("the cache is of a float type"),
+        DType::U32 | DType::U4 | DType::U8 | DType::F8 => panic!("the cache is of a float type"),
     }
 }
 

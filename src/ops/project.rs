@@ -136,7 +136,7 @@ struct Params {
 impl Params {
     fn launched(self, dispatch: &Dispatch) -> Launched<'_> {
         Launched {
-            dispatch,
+            weight: &dispatch.args[2],
             n_rows: self.n_rows,
             k: self.k,
             group: self.group,
@@ -406,6 +406,9 @@ fn code_cases() -> impl Iterator<Item = Case> {
         (DType::U8, 128, 896),
         (DType::U8, 160, 488),
         (DType::U8, 24, 24),
+        (DType::F8, 32, 96),
+        (DType::F8, 128, 360),
+        (DType::F8, 40, 40),
     ];
     shapes.into_iter().map(|(dtype, group, k)| {
         let scene = Scene {
@@ -426,6 +429,7 @@ fn tile_cases() -> impl Iterator<Item = Case> {
         (DType::BF16, [70, 64, 130], None),
         (DType::U4, [31, 352, 66], Some((352, 1e-5))),
         (DType::U8, [32, 64, 64], None),
+        (DType::F8, [33, 96, 66], Some((93, 1e-5))),
     ];
     let scenes = shapes.into_iter().map(|(dtype, shape, norm)| {
         let scene = Scene {

@@ -20,6 +20,10 @@ pub enum Style {
     Gptq,
     GptqV2,
     Compressed,
+    /// Floats of 8 bits as `DeepSeek` publishes them.
+    Fp8,
+    /// Floats of 8 bits in compressed-tensors.
+    Floats,
 }
 
 /// Which channels share a scale.
@@ -39,6 +43,8 @@ pub struct Packing {
     pub bits: usize,
     /// Channels under one scale; none: all of a row.
     pub group: Option<usize>,
+    /// Rows under one scale, of floats of 8 bits; none: all of them.
+    pub rows: Option<usize>,
     /// Zero points are the middle of the codes.
     pub symmetric: bool,
     pub order: Order,
@@ -52,6 +58,7 @@ impl Default for Packing {
             style: Style::Gptq,
             bits: 4,
             group: Some(32),
+            rows: Some(1),
             symmetric: false,
             order: Order::Plain,
             float: &[],
@@ -304,6 +311,7 @@ impl Coded {
                     .collect();
                 add("weight_shape", (Dtype::I64, vec![2], shape));
             }
+            Style::Fp8 | Style::Floats => panic!("floats are no whole numbers"),
         }
         out
     }
@@ -333,10 +341,105 @@ fn group_of(packing: &Packing, k: usize, seed: &str) -> Vec<usize> {
     out
 }
 
+/// The numbers that a float of 8 bits can be, by its code; those of NaN are NaN.
+fn eight_bit_floats() -> Vec<f32> {
+    let number = |code: u32| {
+        let (sign, exponent, mantissa) = (code >> 7, code >> 3 & 15, code & 7);
+        let size = match (exponent, mantissa) {
+            (15, 7) => f32::NAN,
+            (0, m) => m as f32 / 8.0 * 2f32.powi(-6),
+            (e, m) => (1.0 + m as f32 / 8.0) * (e as f32 - 7.0).exp2(),
+        };
+        if sign == 1 { -size } else { size }
+    };
+    (0..256).map(number).collect()
+}
+
+/// A matrix in floats of 8 bits, `[n, k]`: the tensors of a file, and what it means.
+fn eight(
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    stem: &str,
+    packing: &Packing,
+) -> (Tensors, Vec<f32>) {
+    let table = eight_bit_floats();
+    let (rows, group) = (packing.rows.unwrap_or(n), packing.group.unwrap_or(k));
+    let groups = k.div_ceil(group);
+    let mut scales = vec![0f32; n.div_ceil(rows) * groups];
+    let block = |i: usize| i / k / rows * groups + i % k / group;
+    for (i, w) in weights.iter().enumerate() {
+        scales[block(i)] = scales[block(i)].max(w.abs() / 448.0);
+    }
+    if packing.style == Style::Floats {
+        for scale in &mut scales {
+            *scale = half::bf16::from_f32(*scale).to_f32();
+        }
+    }
+    let (mut codes, mut meant) = (Vec::new(), Vec::new());
+    for (i, w) in weights.iter().enumerate() {
+        let scale = scales[block(i)];
+        let far = |code: &u8| (table[usize::from(*code)] - w / scale).abs();
+        let finite = (0..=255u8).filter(|code| !far(code).is_nan());
+        let code = finite.min_by(|a, b| far(a).total_cmp(&far(b))).unwrap();
+        codes.push(code);
+        meant.push(table[usize::from(code)] * scale);
+    }
+    let whole = packing.rows.is_none() && packing.group.is_none();
+    let (end, dtype, shape, bytes): (_, _, _, Vec<u8>) = if packing.style == Style::Fp8 {
+        let bytes = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let shape = if whole {
+            vec![]
+        } else {
+            vec![n.div_ceil(rows), groups]
+        };
+        ("weight_scale_inv", Dtype::F32, shape, bytes)
+    } else {
+        let halves = scales.iter().map(|s| half::bf16::from_f32(*s));
+        let bytes = halves.flat_map(half::bf16::to_le_bytes).collect();
+        let shape = if whole {
+            vec![1]
+        } else {
+            vec![n.div_ceil(rows), groups]
+        };
+        ("weight_scale", Dtype::BF16, shape, bytes)
+    };
+    let tensors = Tensors::from([
+        (
+            format!("{stem}.weight"),
+            (Dtype::F8_E4M3, vec![n, k], codes),
+        ),
+        (format!("{stem}.{end}"), (dtype, shape, bytes)),
+    ]);
+    (tensors, meant)
+}
+
 /// What `quantization_config` says.
 fn said(packing: &Packing) -> Value {
     let group = packing.group.map_or(json!(-1), |g| json!(g));
     match packing.style {
+        Style::Fp8 => json!({
+            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+            "weight_block_size": packing.rows.zip(packing.group).map(|(rows, group)| [rows, group]),
+            "modules_to_not_convert": ["lm_head"],
+        }),
+        Style::Floats => json!({
+            "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {
+                "targets": ["Linear"],
+                "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true},
+                "weights": {
+                    "num_bits": 8, "type": "float", "symmetric": true, "dynamic": false,
+                    "strategy": match (packing.rows, packing.group) {
+                        (None, _) => "tensor",
+                        (Some(1), None) => "channel",
+                        _ => "block",
+                    },
+                    "block_structure": packing.rows.zip(packing.group).map(|(rows, group)| [rows, group]),
+                },
+            }},
+        }),
         Style::Awq => json!({
             "quant_method": "awq", "bits": packing.bits, "group_size": group, "version": "gemm",
             "zero_point": true, "modules_to_not_convert": null,
@@ -384,6 +487,13 @@ pub fn pack(from: &Path, packed: &Path, twin: &Path, packing: &Packing) {
             _ => stem,
         };
         let k = shape[1];
+        if matches!(packing.style, Style::Fp8 | Style::Floats) {
+            let (tensors, weights) = eight(&floats(dtype, &bytes), shape[0], k, stem, packing);
+            codes.extend(tensors);
+            let weights = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+            meant.insert(name, (Dtype::F32, shape, weights));
+            continue;
+        }
         let coded = Coded::of(
             &floats(dtype, &bytes),
             k,

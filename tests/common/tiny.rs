@@ -32,6 +32,8 @@ pub struct TinyModel {
     /// Queries, keys and values in one tensor, gate and up in one: makes it a Phi-3, unless it has norms or
     /// biases.
     pub fused: bool,
+    /// Experts in place of the feed-forward block, of which a token takes two: makes it a Qwen3-MoE.
+    pub experts: usize,
     /// Share of each head's channels that rotates, the first ones.
     pub rotary: f64,
     /// Tokens that a layer sees: makes it a Mistral, unless it is another by now. Of Qwen2 and Qwen3, layer
@@ -113,6 +115,7 @@ impl Default for TinyModel {
             bias: false,
             tied: false,
             fused: false,
+            experts: 0,
             rotary: 1.0,
             window: None,
             latent: None,
@@ -143,6 +146,7 @@ impl TinyModel {
             Self {
                 latent: Some(_), ..
             } => ("deepseek_v3", "DeepseekV3ForCausalLM"),
+            Self { experts: 1.., .. } => ("qwen3_moe", "Qwen3MoeForCausalLM"),
             Self { qk_norm: true, .. } => ("qwen3", "Qwen3ForCausalLM"),
             Self { bias: true, .. } => ("qwen2", "Qwen2ForCausalLM"),
             Self { fused: true, .. } => ("phi3", "Phi3ForCausalLM"),
@@ -205,6 +209,12 @@ impl TinyModel {
         }
         if let TinyRope::LongRope { original, .. } = self.rope {
             config["original_max_position_embeddings"] = original.into();
+        }
+        if self.experts > 0 {
+            config["num_experts"] = self.experts.into();
+            config["num_experts_per_tok"] = 2.into();
+            config["moe_intermediate_size"] = self.ff.into();
+            config["norm_topk_prob"] = true.into();
         }
         config["sliding_window"] = self.window.into();
         if switched || self.window.is_none() {
@@ -338,7 +348,17 @@ impl TinyModel {
                 put(name("self_attn.q_norm.weight"), &[head_dim], 1.0, 0.3);
                 put(name("self_attn.k_norm.weight"), &[head_dim], 1.0, 0.3);
             }
-            self.put_mlp(&name("mlp"), ff, &mut put);
+            let mut modules = vec!["mlp".to_owned()];
+            if self.experts > 0 {
+                let router = [self.experts, hidden];
+                put(name("mlp.gate.weight"), &router, 0.0, keep(hidden));
+                modules = (0..self.experts)
+                    .map(|e| format!("mlp.experts.{e}"))
+                    .collect();
+            }
+            for module in modules {
+                self.put_mlp(&name(&module), ff, &mut put);
+            }
         }
         if self.latent.is_some() {
             // What predicts the token after the next, which nobody reads.

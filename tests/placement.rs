@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::tiny::{Random, TinyModel};
+use common::tiny::{Random, TinyLatent, TinyModel};
 use hogwild::Error;
 use hogwild::cache::layout::View;
 use hogwild::cache::pages::{BlockId, Pages};
@@ -38,10 +38,26 @@ fn tiny() -> TinyModel {
     }
 }
 
+/// Five layers with a latent, four of them with experts.
+fn latent() -> TinyModel {
+    TinyModel {
+        layers: 5,
+        latent: Some(TinyLatent {
+            q_rank: Some(24),
+            rank: 32,
+            nope: 16,
+            rope: 8,
+            v: 12,
+            interleaved: true,
+        }),
+        ..TinyModel::default()
+    }
+}
+
 /// A tiny model over devices, so many layers on each; weights are what was counted, and each told of once.
-fn load(devices: &[&Arc<Device>], counts: &[usize]) -> Arc<Model> {
+fn load(shape: &TinyModel, devices: &[&Arc<Device>], counts: &[usize]) -> Arc<Model> {
     let dir = tempfile::tempdir().unwrap();
-    tiny().write(dir.path(), "placement");
+    shape.write(dir.path(), "placement");
     let files = ModelFiles::open(dir.path()).unwrap();
     let placement = Placement::new(counts.to_vec(), 5).unwrap();
     let devices: Vec<_> = devices.iter().map(|&device| device.clone()).collect();
@@ -144,8 +160,8 @@ fn run(model: &Arc<Model>, checked: bool) -> Trace {
     }
 }
 
-fn same_bits(a: &Arc<Device>, b: &Arc<Device>) {
-    let want = run(&load(&[a], &[5]), false);
+fn same_bits(shape: &TinyModel, a: &Arc<Device>, b: &Arc<Device>) {
+    let want = run(&load(shape, &[a], &[5]), false);
     assert_eq!(want.logits.len(), 1 + 4, "the rows that were wanted");
     assert_eq!(want.n_ahead, 3, "one guess of four was wrong");
     let distinct = want.logits.iter().flatten();
@@ -156,7 +172,7 @@ fn same_bits(a: &Arc<Device>, b: &Arc<Device>) {
         (&[a, b], &[4, 1]),
         (&[a, b, a], &[1, 3, 1]),
     ] {
-        let got = run(&load(devices, counts), false);
+        let got = run(&load(shape, devices, counts), false);
         let place = format!("{counts:?} on {}", a.name());
         assert_eq!(got.logits, want.logits, "{place}: the logits");
         assert!(got == want, "{place}: {:?} for {:?}", got.ids, want.ids);
@@ -166,8 +182,10 @@ fn same_bits(a: &Arc<Device>, b: &Arc<Device>) {
 #[test]
 fn logits_of_two_and_three_stages_of_the_cpu_are_those_of_one() {
     let [a, b] = [(); 2].map(|()| Arc::new(Device::cpu()));
-    same_bits(&a, &b);
-    let (plain, checked) = (load(&[&a], &[5]), load(&[&a, &b], &[3, 2]));
+    same_bits(&tiny(), &a, &b);
+    same_bits(&latent(), &a, &b);
+    let plain = load(&tiny(), &[&a], &[5]);
+    let (plain, checked) = (plain, load(&tiny(), &[&a, &b], &[3, 2]));
     let (plain, checked) = (run(&plain, false), run(&checked, true));
     assert_eq!(checked.n_ahead, 0, "a checked run records nothing ahead");
     assert_eq!(checked.ids, plain.ids, "checked by the references");
@@ -179,9 +197,9 @@ fn logits_of_two_and_three_stages_of_the_adapter_are_those_of_one() {
         return;
     };
     let (a, b) = (Arc::new(a), Arc::new(b));
-    same_bits(&a, &b);
+    same_bits(&tiny(), &a, &b);
     // A device that goes away takes the pass with it, and nothing else.
-    let model = load(&[&a, &b], &[2, 3]);
+    let model = load(&tiny(), &[&a, &b], &[2, 3]);
     let mut engine = Engine::new(model, DType::F32, 4, false).unwrap();
     let block = engine.cache.pages.open();
     engine.prefill(block, &[5, 6, 7], Logits::None).unwrap();
@@ -198,9 +216,9 @@ fn the_cpu_and_an_adapter_share_a_model() {
         return;
     };
     let (cpu, adapter) = (Arc::new(Device::cpu()), Arc::new(adapter));
-    let want = run(&load(&[&cpu], &[5]), false);
+    let want = run(&load(&tiny(), &[&cpu], &[5]), false);
     for devices in [[&cpu, &adapter], [&adapter, &cpu]] {
-        let got = run(&load(&devices, &[3, 2]), false);
+        let got = run(&load(&tiny(), &devices, &[3, 2]), false);
         assert_eq!(got.ids, want.ids, "the same tokens");
         for (got, want) in got
             .logits

@@ -14,7 +14,8 @@ use super::linear::{Linear, Product, columns, matrix, quads_per_group};
 use super::{MAX_COLS, u32_of};
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View, Wgsl,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
 };
 
 /// The op.

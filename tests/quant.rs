@@ -561,6 +561,9 @@ fn a_float_of_eight_bits_that_is_none_is_refused_by_its_name() {
         all.insert(up.into(), packed::read(&float)[up].clone());
     };
     refused(&config, &wide, "up_proj.weight in F16");
+    let mut narrow = config.clone();
+    narrow["quantization_config"]["weight_block_size"] = serde_json::json!([64, 24]);
+    refused(&narrow, &|_| {}, "weight with group_size 24");
     let mut silent = config.clone();
     silent
         .as_object_mut()

@@ -1,8 +1,8 @@
 //! `hogwild kernels bench`: kernels side by side on what a model's pass dispatches, caches swept in between.
 //!
-//! The dispatches are those of one layer of two models, one with norms on queries and keys and one without,
-//! for workers that write and for a prefill. Invariant: a kernel that disagrees with its reference is not
-//! timed.
+//! The dispatches are those of one layer of some models: with norms on queries and keys, without, with experts
+//! and with a latent (these two on a GPU), for workers that write and for a prefill. Invariant: a kernel that
+//! disagrees with its reference is not timed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,8 @@ pub(super) struct Args {
     /// `auto`, `cpu`, or part of an adapter's name
     #[arg(long, value_name = "NAME", default_value = "auto")]
     device: String,
-    /// Shapes whose layers are dispatched [default: qwen3-8b,llama3.1-8b; without a GPU, smaller ones]
+    /// Shapes whose layers are dispatched [default: qwen3-8b,llama3.1-8b,qwen3-30b-a3b,deepseek-r1; without a
+    /// GPU, smaller ones]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     shape: Vec<String>,
     /// Storage types of the weights
@@ -235,8 +236,8 @@ impl Bench<'_> {
 /// What a pass of one layer dispatches, each kind once, with everything it reads in place.
 fn dispatches(args: &Args, device: &Arc<Device>, ops: &[&'static Op]) -> Result<Vec<Timed>> {
     let own: Vec<&str> = args.shape.iter().map(String::as_str).collect();
-    let names = match own.as_slice() {
-        [] if is_gpu(device) => &["qwen3-8b", "llama3.1-8b"],
+    let names: &[&str] = match own.as_slice() {
+        [] if is_gpu(device) => &["qwen3-8b", "llama3.1-8b", "qwen3-30b-a3b", "deepseek-r1"],
         [] => &["qwen3-0.6b", "qwen2.5-0.5b"],
         own => own,
     };

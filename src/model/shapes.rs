@@ -26,6 +26,8 @@ pub struct Shape {
     rope_theta: f64,
     eps: f64,
     max_positions: usize,
+    /// What else its `config.json` says, as JSON.
+    more: &'static str,
 }
 
 /// A row of the table, with what the models of a family have in common.
@@ -54,8 +56,28 @@ const fn shape(
         rope_theta,
         eps,
         max_positions,
+        more: "{}",
     }
 }
+
+impl Shape {
+    /// The row of a model whose config says more.
+    const fn with(self, more: &'static str) -> Self {
+        Self { more, ..self }
+    }
+}
+
+const QWEN3_30B_A3B: &str = r#"{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true}"#;
+const QWEN3_235B_A22B: &str = r#"{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1536, "norm_topk_prob": true}"#;
+const DEEPSEEK_R1: &str = r#"{
+    "head_dim": null, "max_position_embeddings": 163840, "rope_theta": 10000.0,
+    "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+        "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048,
+    "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "norm_topk_prob": true,
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc"
+}"#;
 
 /// Every shape that has a name. Phi-4 is computed as a Llama: it differs in the names of its tensors.
 #[rustfmt::skip]
@@ -70,10 +92,13 @@ pub static SHAPES: &[Shape] = &[
     shape("qwen3-8b", "qwen3", [36, 4096, 12_288], [32, 8, 128], 151_936, false),
     shape("qwen3-14b", "qwen3", [40, 5120, 17_408], [40, 8, 128], 151_936, false),
     shape("qwen3-32b", "qwen3", [64, 5120, 25_600], [64, 8, 128], 151_936, false),
+    shape("qwen3-30b-a3b", "qwen3_moe", [48, 2048, 6144], [32, 4, 128], 151_936, false).with(QWEN3_30B_A3B),
+    shape("qwen3-235b-a22b", "qwen3_moe", [94, 4096, 12_288], [64, 4, 128], 151_936, false).with(QWEN3_235B_A22B),
     shape("llama3.2-1b", "llama", [16, 2048, 8192], [32, 8, 64], 128_256, true),
     shape("llama3.2-3b", "llama", [28, 3072, 8192], [24, 8, 128], 128_256, true),
     shape("llama3.1-8b", "llama", [32, 4096, 14_336], [32, 8, 128], 128_256, false),
     shape("llama3.3-70b", "llama", [80, 8192, 28_672], [64, 8, 128], 128_256, false),
+    shape("deepseek-r1", "deepseek_v3", [61, 7168, 18_432], [128, 128, 192], 129_280, false).with(DEEPSEEK_R1),
     shape("phi-4", "llama", [40, 5120, 17_920], [40, 10, 128], 100_352, false),
 ];
 
@@ -81,7 +106,7 @@ impl Shape {
     /// The shape as the text of a `config.json`.
     fn to_json(&self) -> Value {
         let [heads, kv_heads, head_dim] = self.heads;
-        json!({
+        let mut config = json!({
             "model_type": self.family,
             "num_hidden_layers": self.n_layers,
             "hidden_size": self.hidden_size,
@@ -95,7 +120,12 @@ impl Shape {
             "rms_norm_eps": self.eps,
             "max_position_embeddings": self.max_positions,
             "hidden_act": "silu",
-        })
+        });
+        let more: Value = serde_json::from_str(self.more).expect("the table holds JSON");
+        if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more) {
+            config.extend(more);
+        }
+        config
     }
 
     /// The numbers of the model.
@@ -161,27 +191,43 @@ mod tests {
             ("llama3.1-8b", 8_030_261_248),
             ("llama3.3-70b", 70_553_706_496),
             ("phi-4", 14_659_507_200),
+            ("qwen3-30b-a3b", 30_532_122_624),
+            ("qwen3-235b-a22b", 235_093_634_560),
+            ("deepseek-r1", 671_026_419_200),
         ];
         for (name, want) in published {
             let c = find(name).expect("it is in the table");
-            let (h, f, q, kv) = (c.hidden_size, c.intermediate_size, c.q_size(), c.kv_size());
-            let bias = if c.family.model_type == "qwen2" {
-                q + 2 * kv
-            } else {
-                0
+            let (h, f) = (c.hidden_size, c.intermediate_size);
+            let attention = match &c.latent {
+                Some(l) => {
+                    let from = l.q_rank.expect("it has a rank");
+                    let head = l.nope_dim + l.rope_dim;
+                    let q = h * from + from + from * c.n_heads * head;
+                    let kv = h * (l.rank + l.rope_dim) + l.rank;
+                    q + kv + c.n_heads * (l.rank * (l.nope_dim + l.v_dim) + l.v_dim * h)
+                }
+                None => h * (c.q_size() + 2 * c.kv_size()) + c.q_size() * h,
             };
-            let norms = if c.family.model_type == "qwen3" {
-                2 * c.head_dim
-            } else {
-                0
+            let more = match c.family.model_type {
+                "qwen2" => c.q_size() + 2 * c.kv_size(),
+                "qwen3" | "qwen3_moe" => 2 * c.head_dim,
+                _ => 0,
             };
-            let layer = h * (q + 2 * kv) + q * h + 3 * h * f + 2 * h + bias + norms;
+            let layers = (0..c.n_layers).map(|layer| {
+                let experts = c.experts.as_ref().filter(|e| e.layers[layer]);
+                let inside = experts.map_or(3 * h * f, |e| {
+                    let bias = usize::from(c.latent.is_some()) * e.count;
+                    let shared = 3 * h * e.shared_size.unwrap_or(0);
+                    e.count * (3 * h * e.intermediate_size + h) + bias + shared
+                });
+                attention + more + inside + 2 * h
+            });
             let tables = if c.tie_word_embeddings == Some(true) {
                 1
             } else {
                 2
             };
-            let all = c.n_layers * layer + tables * c.vocab_size * h + h;
+            let all = layers.sum::<usize>() + tables * c.vocab_size * h + h;
             assert_eq!(all, want, "{name}");
         }
     }

@@ -141,6 +141,7 @@ pub fn find(name: &str) -> Result<Config> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::families::Heads;
     use super::*;
 
     #[test]
@@ -165,12 +166,12 @@ mod tests {
         for (name, want) in published {
             let c = find(name).expect("it is in the table");
             let (h, f, q, kv) = (c.hidden_size, c.intermediate_size, c.q_size(), c.kv_size());
-            let bias = if c.family.model_type == "qwen2" {
+            let bias = if c.family.heads == Heads::Biased {
                 q + 2 * kv
             } else {
                 0
             };
-            let norms = if c.family.model_type == "qwen3" {
+            let norms = if c.family.heads == Heads::Normed {
                 2 * c.head_dim
             } else {
                 0

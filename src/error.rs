@@ -8,6 +8,27 @@ use std::path::PathBuf;
 /// Result with the crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Characters of a value or name from a file that a message repeats.
+pub(crate) const MAX_SHOWN: usize = 160;
+
+/// `text` as part of a one-line message: control characters escaped, and not too long.
+pub(crate) fn shown(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(MAX_SHOWN + 1) {
+        // The two separators end a line too.
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    if line.chars().count() > MAX_SHOWN {
+        line = line.chars().take(MAX_SHOWN).collect();
+        line.push('…');
+    }
+    line
+}
+
 /// Everything that files, users and machines can do to us.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -753,6 +753,18 @@ fn every_shape_of_model_agrees_with_the_textbook() {
             },
         ),
         (
+            "qwen3_moe, 4 x 2 heads of 16, 7 experts, odd widths, f16",
+            TinyModel {
+                hidden: 60,
+                ff: 44,
+                qk_norm: true,
+                experts: 7,
+                dtype: Dtype::F16,
+                vocab: VOCAB,
+                ..TinyModel::default()
+            },
+        ),
+        (
             "deepseek_v3, 3 heads, widths that nothing divides, yarn, bf16",
             TinyModel {
                 bias: true,

@@ -1315,6 +1315,10 @@ fn index_rows() -> Vec<Row> {
                 }
             });
         }),
+        row2("a shard with an endless name", i, "t0", |dir| {
+            let endless = format!("{}.safetensors", "x".repeat(4000));
+            edit_index(dir, |map| drop(map.insert("t0".into(), json!(endless))));
+        }),
         row2("a missing shard", SECOND, "file", |dir| remove(dir, SECOND)),
         row2("a cut shard", SECOND, "data_offsets", |dir| {
             let bytes = read(dir, SECOND);

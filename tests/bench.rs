@@ -139,7 +139,7 @@ fn wrong_words_are_answered_with_the_right_ones() {
     );
     let weights = problem(&["bench", "--weights", "fp3"], 2);
     assert!(
-        weights.contains("awq, int8, f16, bf16 and f32"),
+        weights.contains("awq, int8, fp8, f16, bf16 and f32"),
         "{weights}"
     );
     let file = problem(
@@ -181,7 +181,7 @@ fn kernels_are_timed_on_what_a_pass_dispatches() {
     let rows = json["rows"].as_array().unwrap();
     for op in hogwild::ops::OPS {
         // Queries and keys of this shape have norms, its channels are in their own order, and it has
-        // no experts.
+        // neither experts nor latents.
         let elsewhere = [
             "qkv",
             "gather",
@@ -189,6 +189,8 @@ fn kernels_are_timed_on_what_a_pass_dispatches() {
             "route",
             "expert_up",
             "expert_down",
+            "heads",
+            "latent",
         ];
         let elsewhere = elsewhere.contains(&op.name);
         assert_eq!(

@@ -472,8 +472,7 @@ fn templates_of_any_text_render_or_are_refused() {
         let render = |case: &str| template::render("x", &source, &cases[case], Date::default());
         for case in ["tools", "turns"] {
             if let Err(error) = render(case) {
-                let line = error.to_string();
-                assert!(!line.contains("panicked"), "said: {line}");
+                let _ = said::<()>(Err(error));
             }
         }
         true

@@ -765,6 +765,10 @@ fn what_is_no_log_is_refused_by_name_and_line() {
         ("[".repeat(100_000) + "\n", ":1: is no header"),
         (format!("{first}\n{{}}\n"), ":2: is no event"),
         (format!("{first}\n{first}\n"), ":2: is no event"),
+        (
+            format!("{first}\n{{\"event\":\"a\\nb\"}}\n"),
+            ":2: is no event: unknown variant `a\\nb`",
+        ),
         (with(&["format"], json!(2)), ":1: format 2"),
         (with(&["settings", "context"], json!(most)), ":1: a context"),
         (with(&["settings", "context"], json!(0)), ":1: a context"),

@@ -521,6 +521,35 @@ fn lists_that_make_no_sense_are_refused_with_advice() {
             "{list} {layers}: {err}"
         );
     }
-    let (code, _, err) = hogwild(&["bench", "--shape", "tiny", "--device", "cpu,cpu"]);
-    assert!(code == Some(2) && err.contains("this runs on one"), "{err}");
+    for what in [
+        &["--shape", "tiny"][..],
+        &["-m", MODEL, "--per-op"],
+        &["attention", "-m", MODEL],
+    ] {
+        let (code, _, err) = hogwild(&[&["bench", "--device", "cpu,cpu"], what].concat());
+        assert!(
+            code == Some(2) && err.contains("name one with --device"),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn whole_passes_are_measured_on_two_devices() {
+    for what in ["decode", "prefill"] {
+        let args = [
+            "bench", what, "-m", MODEL, "--device", "cpu,cpu", "--quick", "-c", "64",
+        ];
+        let (code, out, err) = hogwild(&[&args[..], &["-w", "1", "--format", "json"]].concat());
+        assert!(
+            code == Some(0) && err.contains("layers 0 on cpu; layers 1 on cpu"),
+            "{err}"
+        );
+        let table: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(table["device"], "cpu,cpu", "{table}");
+        assert!(
+            table["rows"][0]["tokens_per_s"].as_f64().unwrap() > 0.0,
+            "{table}"
+        );
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::load::LoadArgs;
-use super::scene::{Scene, Times, WARM_UP, token};
+use super::scene::{Scene, Times, WARM_UP, finish, token};
 use super::table::{self, Cell, Format, Table, plot};
 use crate::cache::pages::PAGE;
 use crate::cache::plan::Logits;
@@ -74,10 +74,10 @@ pub(super) struct Args {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     tokens: u32,
 
-    /// `auto`, `cpu`, or part of an adapter's name
+    /// `auto`, `cpu`, or part of an adapter's name; several names, comma-separated, share the layers of a checkpoint
     #[arg(
         long,
-        value_name = "NAME",
+        value_name = "NAME,…",
         env = "HOGWILD_DEVICE",
         default_value = "auto"
     )]
@@ -161,7 +161,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A model on a device, and what that device can do.
+/// A model on a device, and what that device can do: of several, the first.
 struct Bench<'a> {
     args: &'a Args,
     device: Arc<Device>,
@@ -208,7 +208,12 @@ impl<'a> Bench<'a> {
         let passes = args.passes.map_or(passes, |n| n as usize);
         let directory = load.directory()?;
         let devices = load.open_devices(&args.device)?;
-        let device = devices.only()?;
+        let whole = matches!(args.what, What::Decode | What::Prefill) && !args.per_op;
+        let device = if args.model.is_some() && whole {
+            devices.first()
+        } else {
+            devices.only()?
+        };
         // Measured before the weights take their part of the memory.
         let bandwidth = Memory::new(&device)?.bandwidth()?;
         let furthest = contexts.iter().max().copied().unwrap_or(0);
@@ -261,7 +266,7 @@ impl<'a> Bench<'a> {
             facts: vec![
                 ("model", Cell::text(&self.name)),
                 ("cache", Cell::text(self.args.kv_dtype.name())),
-                ("device", Cell::text(self.device.name())),
+                ("device", Cell::text(self.model.device_names())),
                 ("driver", Cell::text(driver)),
                 ("copy_gb_per_s", Cell::giga(self.bandwidth.median())),
                 ("copy_spread", Cell::share(self.bandwidth.spread())),
@@ -460,7 +465,7 @@ impl<'a> Bench<'a> {
                 let block = engine.cache.pages.open();
                 let started = Instant::now();
                 engine.prefill(block, &ids, Logits::Last)?;
-                self.device.finish()?;
+                finish(&self.model)?;
                 if pass > 0 || self.args.quick {
                     times.push(started.elapsed().as_secs_f64());
                 }

@@ -100,13 +100,18 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// The only one, for what is done on one device.
+    /// That of the first layers.
+    pub(super) fn first(&self) -> Arc<Device> {
+        self.devices[0].clone()
+    }
+
+    /// The only one, for what is measured on one device.
     pub(super) fn only(&self) -> Result<Arc<Device>> {
-        match &self.devices[..] {
-            [device] => Ok(device.clone()),
-            all => Err(Error::Usage(format!(
-                "{} devices were named, but this runs on one; name one with --device",
-                all.len()
+        match self.devices.len() {
+            1 => Ok(self.first()),
+            n => Err(Error::Usage(format!(
+                "{n} devices were named, but only whole passes of a checkpoint (-m) are measured on several; \
+                 name one with --device"
             ))),
         }
     }

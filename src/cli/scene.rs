@@ -31,8 +31,8 @@ pub(super) fn token(i: usize, vocab: usize) -> u32 {
 /// Workers in the middle of a session, over a cache whose contents no one computed.
 pub(super) struct Scene {
     engine: Engine,
-    /// Of recordings that are not the engine's.
-    scratch: Scratch,
+    /// Of recordings that are not the engine's, one for each stage of the model.
+    scratch: Vec<Scratch>,
     shared: Shared,
     passes: usize,
 }
@@ -44,6 +44,11 @@ pub(super) struct Times {
     pub(super) host: Samples,
 }
 
+/// Waits until every device of a model has done what it was told.
+pub(super) fn finish(model: &Model) -> Result<()> {
+    model.stages().iter().try_for_each(|s| s.device().finish())
+}
+
 impl Scene {
     /// Workers who see `context` tokens, in a history of `steps` blocks.
     pub(super) fn new(
@@ -52,7 +57,6 @@ impl Scene {
         [context, steps]: [usize; 2],
         workers: usize,
     ) -> Result<Self> {
-        let device = model.device();
         let closed = context.saturating_sub(6 + workers).max(1);
         let ends: Vec<usize> = (0..=steps).map(|i| closed * i / steps).collect();
         let history = ends.windows(2).map(|w| w[1] - w[0]);
@@ -72,14 +76,14 @@ impl Scene {
                     scale: 1.0,
                 };
                 fill(&mut r, arena, contents, seed);
-                device.play(&r)?;
+                model.stage_of(layer).device().play(&r)?;
                 seed += 1;
             }
         }
-        device.finish()?;
+        finish(model)?;
         Ok(Self {
             engine,
-            scratch: Scratch::default(),
+            scratch: model.stages().iter().map(|_| Scratch::default()).collect(),
             shared,
             passes: 0,
         })
@@ -117,13 +121,13 @@ impl Scene {
         )
     }
 
-    /// The recording of a pass.
+    /// The recording of a pass of a model that is on one device.
     pub(super) fn forward(&mut self, plan: &Plan) -> Result<Recording> {
         let (model, cache) = (self.engine.model(), &self.engine.cache);
-        model.forward(plan, By::Columns, cache, &mut self.scratch)
+        model.forward(plan, By::Columns, cache, &mut self.scratch[0])
     }
 
-    /// The recording of the prefill of a new block.
+    /// The recording of the prefill of a new block, of a model that is on one device.
     pub(super) fn prefill(&mut self, tokens: usize) -> Result<Recording> {
         let model = self.engine.model().clone();
         let cache = &mut self.engine.cache;
@@ -138,7 +142,7 @@ impl Scene {
         let batch = Batch { turns: vec![turn] };
         let rows = model.rows_per_work();
         let plan = plan(&cache.pages, &batch, rows, model.windows());
-        model.forward(&plan, By::Tiles, cache, &mut self.scratch)
+        model.forward(&plan, By::Tiles, cache, &mut self.scratch[0])
     }
 
     /// Plays passes, at most a thousand in all, and takes their times.
@@ -153,19 +157,21 @@ impl Scene {
                 pass.push(started.elapsed().as_secs_f64());
             }
         }
-        let device = self.engine.model().device().clone();
+        let model = self.engine.model().clone();
         for i in 0..passes.min(10) + WARM_UP {
             let started = Instant::now();
             let plan = self.planned();
-            let recording = self.forward(&plan)?;
-            // The CPU path computes while it plays.
-            if !matches!(*device, Device::Cpu(_)) {
-                device.play(&recording)?;
+            for (stage, scratch) in model.stages().iter().zip(&mut self.scratch) {
+                let recording = stage.forward(&plan, By::Columns, &self.engine.cache, scratch)?;
+                // The CPU path computes while it plays.
+                if !matches!(**stage.device(), Device::Cpu(_)) {
+                    stage.device().play(&recording)?;
+                }
             }
             if i >= WARM_UP {
                 host.push(started.elapsed().as_secs_f64());
             }
-            device.finish()?;
+            finish(&model)?;
         }
         Ok(Times {
             pass: Samples::new(pass),

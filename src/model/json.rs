@@ -9,32 +9,12 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+pub(super) use crate::error::shown;
 pub(super) use crate::files::{find, read_small};
 use crate::{Error, Result};
 
 /// Levels of brackets that a JSON file may open.
 const MAX_DEPTH: usize = 64;
-
-/// Characters of a value or name from a file that a message repeats.
-const MAX_SHOWN: usize = 80;
-
-/// `text` as part of a one-line message: control characters escaped, and not too long.
-pub(super) fn shown(text: &str) -> String {
-    let mut line = String::new();
-    for c in text.chars().take(MAX_SHOWN + 1) {
-        // The two separators end a line too.
-        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    if line.chars().count() > MAX_SHOWN {
-        line = line.chars().take(MAX_SHOWN).collect();
-        line.push('…');
-    }
-    line
-}
 
 /// A JSON value as part of a one-line message.
 pub(super) fn shown_value(value: &Value) -> String {
@@ -180,7 +160,7 @@ mod tests {
             "control characters are escaped"
         );
         assert!(
-            shown(&"x".repeat(1000)).chars().count() <= MAX_SHOWN + 1,
+            shown(&"x".repeat(1000)).chars().count() <= crate::error::MAX_SHOWN + 1,
             "a long text is cut"
         );
     }

@@ -527,11 +527,13 @@ fn read_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     Ok(weight_map)
 }
 
-/// `^[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors$`: a file of the folder itself, and not a hidden one.
+/// `^[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors$`, no longer than a name may be: a file of the folder itself, and
+/// not a hidden one.
 fn is_shard_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     name.strip_suffix(".safetensors")
         .is_some_and(|stem| !stem.is_empty())
+        && name.len() <= 255
         && !name.starts_with('.')
         && name.bytes().all(plain)
 }

@@ -14,7 +14,8 @@ use super::linear::{Linear, Product, columns, matrix, quads_per_group};
 use super::{MAX_COLS, u32_of};
 use crate::device::Access::{Read, Write};
 use crate::device::{
-    Args, Caps, Case, DType, Dispatch, Kernel, Op, Recording, Run, Tensor, Tolerance, View, Wgsl,
+    Args, Caps, Case, DType, Dispatch, Ints, Kernel, Op, Recording, Run, Tensor, Tolerance, View,
+    Wgsl,
 };
 
 /// The op.
@@ -51,7 +52,7 @@ pub static OP: Op = Op {
                     let quads = p.n_out.div_ceil(4).div_ceil(quads_per_group(caps));
                     [quads, p.n_rows.div_ceil(columns(p.n_rows)), p.n_heads]
                 },
-                loads: None,
+                loads: Some(loads),
             }),
             fits,
         },
@@ -94,6 +95,23 @@ fn fits(d: &Dispatch, _: &Caps) -> bool {
     let p: Params = d.params.get();
     let fours = [p.x_cols, p.x_gap, 2 * p.y_gap];
     p.k.is_multiple_of(8) && fours.iter().all(|n| n.is_multiple_of(4))
+}
+
+/// What a workgroup loads: its outputs' weights, and the head of each of its rows; the first of a head also what
+/// fills the gaps.
+fn loads(d: &Dispatch, caps: &Caps, _: &Ints<'_>, group: [u32; 3]) -> Vec<u64> {
+    let p: Params = d.params.get();
+    let mine = |n: u32, at: u32, end: u32| u64::from((at * n + n).min(end) - at * n);
+    let outputs = mine(4 * quads_per_group(caps), group[0], p.n_out);
+    let rows = mine(columns(p.n_rows), group[1], p.n_rows);
+    let passing = if group[0] == 0 { 2 * p.y_gap } else { 0 };
+    let weight = &d.args[1];
+    let scales = match weight.dtype().span() {
+        1 => 0,
+        _ => outputs * u64::from(p.k.div_ceil(p.group)) * 4,
+    };
+    let weights = outputs * (weight.bytes() / weight.shape()[0]) as u64;
+    vec![rows * u64::from(p.k + passing) * 4, weights, scales, 0]
 }
 
 /// Where channel `i` of `n` stands among gaps of `gap` channels in front of each half.

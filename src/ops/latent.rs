@@ -37,7 +37,11 @@ pub static OP: Op = Op {
                 consts: |_, _| Vec::new(),
                 elements: &[("Kv", 4)],
                 groups: |d, _| [d.params.get::<Params>().n_rows, 1, 1],
-                loads: None,
+                loads: Some(|d, _, _, _| {
+                    let p: Params = d.params.get();
+                    let [dim, gap] = [p.dim, p.gap].map(u64::from);
+                    vec![(dim + 2 * gap) * 4, dim * 4, gap * 8, 8, 0]
+                }),
             }),
             fits,
         },

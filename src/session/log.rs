@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use super::event::{Event, FORMAT, Header};
+use crate::error::shown;
 use crate::{Error, Result};
 
 /// Longest line that a reader takes, in bytes: a header with some 600 thousand tokens. Hostile JSON takes
@@ -51,7 +52,7 @@ pub fn read_log(path: &Path) -> Result<(Header, Vec<Event>)> {
     let fail = |line: usize, problem: String| Error::Log {
         path: path.to_owned(),
         line,
-        problem,
+        problem: shown(&problem),
     };
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let mut reader = BufReader::new(file);

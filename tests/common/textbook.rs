@@ -262,7 +262,7 @@ impl Sigmoids {
 impl Experts {
     fn read(weights: &mut Weights, name: &str, config: &Value) -> Option<Self> {
         let router = weights.linear(&format!("{name}.gate"))?;
-        let mut all = Vec::new();
+        let mut all = Self::stacked(weights, name);
         while let Some(expert) = Mlp::read(weights, &format!("{name}.experts.{}", all.len())) {
             all.push(expert);
         }
@@ -274,6 +274,30 @@ impl Experts {
             sigmoids: Sigmoids::read(weights, name, config),
             shared: Mlp::read(weights, &format!("{name}.shared_experts")),
         })
+    }
+
+    /// Experts that are one tensor each for gate with up and for down, as transformers 5 has them.
+    fn stacked(weights: &mut Weights, name: &str) -> Vec<Mlp> {
+        let mut take = |part: &str| weights.0.remove(&format!("{name}.experts.{part}"));
+        let (Some((wide, up)), Some((narrow, down))) = (take("gate_up_proj"), take("down_proj"))
+        else {
+            return Vec::new();
+        };
+        let linear = |weight: &[f64], cols: usize| Linear {
+            weight: weight.to_vec(),
+            cols,
+            bias: None,
+        };
+        let experts = zip(
+            up.chunks(wide[1] * wide[2]),
+            down.chunks(narrow[1] * narrow[2]),
+        );
+        let mlp = |(up, down): (&[f64], &[f64])| {
+            let (gate, up) = up.split_at(up.len() / 2);
+            let [gate, up] = [gate, up].map(|weight| linear(weight, wide[2]));
+            Mlp([gate, up, linear(down, narrow[2])])
+        };
+        experts.map(mlp).collect()
     }
 
     fn apply(&self, h: &[f64]) -> Vec<f64> {

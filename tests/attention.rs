@@ -731,12 +731,11 @@ fn every_shape_of_model_agrees_with_the_textbook() {
             },
         ),
         (
-            "qwen3, 4 x 1 heads of 40, fused, half rotated, yarn, a window but for layer 0",
+            "qwen3, 4 x 1 heads of 40, fused, yarn, a window but for layer 0",
             TinyModel {
                 fused: true,
                 qk_norm: true,
                 bias: true,
-                rotary: 0.5,
                 rope: yarn,
                 window: Some(20),
                 dtype: Dtype::BF16,

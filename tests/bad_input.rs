@@ -222,6 +222,15 @@ fn add(name: &'static str, dtype: &'static str, shape: Value, n_bytes: usize) ->
     }
 }
 
+/// A copy of the embedding as the head.
+fn head_beside_tie(dir: &Path) {
+    edit_tensors(dir, SINGLE, |all| {
+        let embed = all.iter().find(|t| t.0 == "model.embed_tokens.weight");
+        let (_, info, data) = embed.expect("an embedding").clone();
+        all.push(("lm_head.weight".into(), info, data));
+    });
+}
+
 /// A tensor taken out of the single file.
 fn take(name: &'static str) -> impl Fn(&Path) {
     move |dir| edit_tensors(dir, SINGLE, |all| all.retain(|t| t.0 != name))
@@ -356,7 +365,7 @@ an epsilon in words | config | rms_norm_eps | "1e-6" | rms_norm_eps
 no positions | config | max_position_embeddings | 0 | max_position_embeddings
 10^15 positions | config | max_position_embeddings | 1000000000000000 | max_position_embeddings
 a tie in words | config | tie_word_embeddings | "true" | tie_word_embeddings
-an end id beyond the vocabulary | config | eos_token_id | [2, 512] | eos_token_id
+an end id beyond 32 bits | config | eos_token_id | [2, 4294967296] | eos_token_id
 an end id below 0 | config | eos_token_id | -1 | eos_token_id
 a first id with a fraction | config | bos_token_id | 1.5 | bos_token_id
 an end id in words | config | eos_token_id | ["</s>"] | eos_token_id
@@ -396,7 +405,6 @@ longrope with a factor of 0 | config | rope_scaling | {"type": "longrope", "shor
 longrope with a factor below 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, -1], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
 longrope with a factor in words | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, "1.5"], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
 longrope with a factor beyond f32 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1e60], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]} | rope_scaling.short_factor
-longrope with multipliers of its tables | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "short_mscale": 1.1} | rope_scaling.short_mscale 1.1 is not
 longrope with an attention factor of 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "attention_factor": 0} | rope_scaling.attention_factor
 longrope from 1 position | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "original_max_position_embeddings": 1} | original_max_position_embeddings
 longrope with a scaling factor of 0 | config | rope_scaling | {"type": "longrope", "short_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "long_factor": [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], "factor": 0} | rope_scaling.factor
@@ -408,7 +416,8 @@ fewer layers than there are tensors | config and weights | num_hidden_layers | 2
 a head size other than the tensors' | config and weights | head_dim | 16 | self_attn.q_proj.weight
 dynamic scaling | dynamic | factor | 2.0 | 'dynamic'
 longrope without its tables | longrope | factor | 2.0 | rope_scaling.short_factor
-linear scaling | linear | factor | 2.0 | 'linear'
+linear scaling without a factor | linear | factor | null | rope_scaling.factor
+linear scaling that speeds up | linear | factor | 0.5 | rope_scaling.factor
 an unknown kind of scaling | mrope | factor | 2.0 | 'mrope'
 a yarn factor of 0 | yarn | factor | 0 | rope_scaling.factor
 a yarn factor below 1 | yarn | factor | 0.5 | rope_scaling.factor
@@ -421,7 +430,6 @@ yarn with truncate in words | yarn | truncate | "no" | rope_scaling.truncate
 llama3 without a factor | llama3 | factor | null | rope_scaling.factor
 llama3 with its bounds swapped | llama3 | low_freq_factor | 5.0 | rope_scaling.high_freq_factor
 llama3 with equal bounds | llama3 | low_freq_factor | 4.0 | rope_scaling.high_freq_factor
-llama3 without its first length | llama3 | original_max_position_embeddings | null | original_max_position_embeddings
 a latent of 0 | deepseek | kv_lora_rank | 0 | kv_lora_rank
 no latent | deepseek | kv_lora_rank | null | kv_lora_rank
 a latent of 2^60 | deepseek | kv_lora_rank | 1152921504606846976 | kv_lora_rank
@@ -438,7 +446,6 @@ values of 0 | deepseek | v_head_dim | 0 | v_head_dim
 values of 2^24 channels | deepseek | v_head_dim | 16777216 | num_attention_heads
 a head other than what rotates | deepseek | head_dim | 16 | head_dim
 keys shared by heads twice | deepseek | num_key_value_heads | 2 | num_key_value_heads
-a part of the rotated channels rotated | deepseek | partial_rotary_factor | 0.5 | partial_rotary_factor
 interleaving as a number | deepseek | rope_interleave | 1 | rope_interleave
 no experts to choose from | deepseek | n_routed_experts | 0 | n_routed_experts
 2^20 experts | deepseek | n_routed_experts | 1048576 | n_routed_experts
@@ -475,7 +482,7 @@ a top_p above 1 | generation | top_p | 1.5 | top_p
 a min_p above 1 | generation | min_p | 2 | min_p
 a min_p below 0 | generation | min_p | -0.1 | min_p
 do_sample as a number | generation | do_sample | 1 | do_sample
-an end id for sampling beyond the vocabulary | generation | eos_token_id | 99999 | eos_token_id
+an end id for sampling below 0 | generation | eos_token_id | -2 | eos_token_id
 end ids in a list of lists | generation | eos_token_id | [[2]] | eos_token_id
 an unknown key at a tensor | model.norm.weight | strides | [1] | model.norm.weight
 an unknown type | model.norm.weight | dtype | "F12" | model.norm.weight
@@ -683,6 +690,15 @@ fn rope_rows() -> Vec<Row> {
             set("rope_parameters", inside)(dir);
             set("partial_rotary_factor", json!(0.25))(dir);
         }),
+        row(
+            "a share of a head, and stretched",
+            c,
+            "partial_rotary",
+            |dir| {
+                set_rope("yarn", "factor", json!(2.0))(dir);
+                set("partial_rotary_factor", json!(0.5))(dir);
+            },
+        ),
         row("two first lengths", c, "original_max_position", |dir| {
             set_rope("yarn", "factor", json!(2.0))(dir);
             set("original_max_position_embeddings", json!(512))(dir);
@@ -1512,9 +1528,15 @@ fn what_is_only_unusual_is_accepted() {
             "no generation config",
             Box::new(|dir| remove(dir, GENERATION)),
         ),
+        ("a head beside a tie", Box::new(head_beside_tie)),
         (
-            "a head beside a tie",
-            Box::new(add("lm_head.weight", "BF16", json!([512, 64]), 65_536)),
+            "experts that all tokens share, but none of them",
+            Box::new(add(
+                "model.layers.1.mlp.shared_experts.down_proj.weight",
+                "BF16",
+                json!([64, 0]),
+                0,
+            )),
         ),
         (
             "old rope tables",
@@ -1540,6 +1562,10 @@ fn what_is_only_unusual_is_accepted() {
         (
             "half a head rotated",
             Box::new(set("partial_rotary_factor", json!(0.5))),
+        ),
+        (
+            "an end that is no token of the vocabulary",
+            Box::new(set("eos_token_id", json!([2, 32_000]))),
         ),
         (
             "no word on tying",
@@ -1619,6 +1645,16 @@ fn what_is_only_unusual_is_accepted() {
             Err(error) => panic!("{name}: {error}"),
         }
     }
+}
+
+/// As in transformers 5: what is there twice and differs is not tied.
+#[test]
+fn a_head_beside_a_tie_is_the_head_where_it_differs_from_the_embedding() {
+    let copy = copy_of("qwen3");
+    head_beside_tie(copy.path());
+    assert!(check_ok(copy.path()).tensors.is_tied(), "a copy");
+    poke("lm_head.weight", 65_534, [1, 1])(copy.path());
+    assert!(!check_ok(copy.path()).tensors.is_tied(), "another");
 }
 
 #[cfg(unix)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::families::{self, Family, Mixture, Window};
+use super::families::{self, Family, Heads, Mixture, Window};
 use super::json::{self, shown, shown_value};
 use super::quant::Scheme;
 use crate::ops::attend::MAX_DIM;
@@ -177,6 +177,11 @@ pub struct Rope {
 pub enum RopeKind {
     /// Not at all.
     Default,
+    /// All alike.
+    Linear {
+        /// Divides the frequencies.
+        factor: f64,
+    },
     /// By wavelength, with a linear ramp between two of them (Llama 3.1 and later).
     Llama3 {
         /// Divides the frequencies of long waves.
@@ -294,12 +299,20 @@ impl Config {
             return Err(keys.bad("rms_norm_eps", problem));
         }
         let max_positions = keys.need_count("max_position_embeddings", MAX_POSITIONS)?;
-        let rotary_dim = read_rotary_dim(&keys, rotated)?;
-        if latent.is_some() && rotary_dim < rotated {
-            let advice = "all of qk_rope_head_dim is rotated in this family";
-            return Err(keys.unsupported("partial_rotary_factor", "below 1", advice));
-        }
+        let mut rotary_dim = read_rotary_dim(&keys, rotated)?;
         let rope = read_rope(&keys, family, rotary_dim, max_positions)?;
+        if rotary_dim < rotated && !family.partial_rotary {
+            if rope.kind != RopeKind::Default {
+                let advice = "in this family all channels of a head are rotated; leave it out";
+                return Err(keys.unsupported("partial_rotary_factor", "below 1", advice));
+            }
+            let path = path.display();
+            log::warn!(
+                "{path}: partial_rotary_factor means nothing in a {} config",
+                family.model_type
+            );
+            rotary_dim = rotated;
+        }
 
         let config = Self {
             family,
@@ -320,14 +333,14 @@ impl Config {
             },
             rope,
             latent,
-            extra_layers: if family.latent {
+            extra_layers: if family.heads == Heads::Latent {
                 keys.count_or_none("num_nextn_predict_layers", MAX_LAYERS, 1)?
             } else {
                 0
             },
             windows: read_windows(&keys, family, n_layers)?,
             bos: keys.ids("bos_token_id", vocab_size)?.first().copied(),
-            eos: keys.ids("eos_token_id", vocab_size)?,
+            eos: keys.ends(vocab_size)?,
             quantised,
             experts: read_experts(&keys, family, n_layers)?,
             digest: Sha256::digest(bytes).into(),
@@ -416,6 +429,10 @@ impl Config {
             .collect();
         match &self.rope.kind {
             RopeKind::Default => (base.iter().map(|p| p.recip()).collect(), 1.0),
+            &RopeKind::Linear { factor } => {
+                let divided = |p: &f32| p.recip() / to_f32(factor);
+                (base.iter().map(divided).collect(), 1.0)
+            }
             &RopeKind::Llama3 {
                 factor,
                 low_freq_factor,
@@ -568,7 +585,7 @@ impl GenerationConfig {
             top_k: top_k.unwrap_or(default.top_k),
             top_p: top_p.map_or(default.top_p, to_f32),
             min_p: keys.share("min_p", 1.0)?.map_or(default.min_p, to_f32),
-            eos: keys.ids("eos_token_id", config.vocab_size)?,
+            eos: keys.ends(config.vocab_size)?,
         })
     }
 
@@ -736,6 +753,20 @@ impl<'a> Keys<'a> {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.expected(key, "a text", other)),
         }
+    }
+
+    /// The ids under `eos_token_id`. One beyond the vocabulary never comes, so it ends nothing.
+    fn ends(&self, vocab_size: usize) -> Result<Vec<TokenId>> {
+        let mut ids = self.ids("eos_token_id", TokenId::MAX as usize)?;
+        ids.retain(|&id| {
+            let is_there = (id as usize) < vocab_size;
+            if !is_there {
+                let path = self.path.display();
+                log::warn!("{path}: eos_token_id {id} is beyond the vocabulary of {vocab_size}");
+            }
+            is_there
+        });
+        Ok(ids)
     }
 
     /// A token id or a list of them, each below `vocab_size`.
@@ -918,7 +949,7 @@ fn read_latent(
     family: &Family,
     [n_heads, n_kv_heads]: [usize; 2],
 ) -> Result<Option<Latent>> {
-    if !family.latent {
+    if family.heads != Heads::Latent {
         return Ok(None);
     }
     if n_kv_heads != n_heads {
@@ -1004,29 +1035,33 @@ fn read_head_dim(
     Ok(head_dim)
 }
 
-/// Reads how far each layer sees: by `layer_types` where the config has them, else as the family has it.
+/// Reads how far each layer sees: by `layer_types` where the family has them, else alike from some layer on.
 fn read_windows(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Vec<Option<usize>>> {
-    let (default, switched, first) = match family.window {
-        Window::Ignored => (None, Some(false), 0),
-        Window::Always { default } => (default, keys.flag("use_sliding_window")?, 0),
+    let (default, used, first) = match family.window {
+        Window::Ignored => (None, false, None),
+        Window::Always { default } => (default, true, None),
         Window::Switched { default, first } => {
             let used = keys.flag("use_sliding_window")?.unwrap_or(false);
-            let first = match keys.get("max_window_layers") {
-                Some(Value::Number(n)) if n.as_u64() == Some(0) => 0,
-                _ => keys.count("max_window_layers", MAX_COUNT)?.unwrap_or(first),
+            let first = match (first, keys.get("max_window_layers")) {
+                (Some(_), Some(Value::Number(n))) if n.as_u64() == Some(0) => Some(0),
+                (Some(first), Some(_)) => {
+                    keys.count("max_window_layers", MAX_COUNT)?.or(Some(first))
+                }
+                (first, _) => first,
             };
-            (Some(default), Some(used), first)
+            (Some(default), used, first)
         }
     };
     let window = match keys.count("sliding_window", MAX_COUNT)? {
-        _ if switched == Some(false) => None,
+        _ if !used => None,
         None if !keys.map.contains_key("sliding_window") => default,
         given => given,
     };
+    let alike = (0..n_layers)
+        .map(|i| window.filter(|_| i >= first.unwrap_or(0)))
+        .collect();
     let Some(value) = keys.get("layer_types") else {
-        return Ok((0..n_layers)
-            .map(|i| window.filter(|_| i >= first))
-            .collect());
+        return Ok(alike);
     };
     let Value::Array(types) = value else {
         return Err(keys.expected("layer_types", "a list", value));
@@ -1047,7 +1082,12 @@ fn read_windows(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Vec
             Err(keys.unsupported("layer_types", &shown_value(value), advice))
         }
     };
-    types.iter().map(of_type).collect()
+    let by_type = types.iter().map(of_type).collect::<Result<Vec<_>>>()?;
+    if !family.layer_types && by_type != alike {
+        let advice = "in this family sliding_window alone says what layers see; leave the list out";
+        return Err(keys.unsupported("layer_types", &shown_value(value), advice));
+    }
+    Ok(by_type)
 }
 
 /// Reads how many channels of a head are rotated, from either spelling of a config.
@@ -1100,7 +1140,7 @@ fn read_rope(
         }
         // 10000 is the default of every family here.
         let theta = inner_theta.or(outer_theta).unwrap_or(10_000.0);
-        let original = read_original(&inner, keys)?.or(family.original_positions);
+        let original = read_original(&inner, keys, family)?;
         let sizes = Sizes {
             theta,
             rotary_dim,
@@ -1131,19 +1171,30 @@ struct Sizes {
     max_positions: usize,
 }
 
-/// Positions of the first training, which some families have in the config itself.
-fn read_original(inner: &Keys<'_>, outer: &Keys<'_>) -> Result<Option<usize>> {
+/// Positions of the first training. What the config itself says counts, and in some families nothing else.
+fn read_original(inner: &Keys<'_>, outer: &Keys<'_>, family: &Family) -> Result<Option<usize>> {
     let key = "original_max_position_embeddings";
     let (inside, outside) = (
         inner.count(key, MAX_POSITIONS)?,
         outer.count(key, MAX_POSITIONS)?,
     );
-    match (inside, outside) {
-        (Some(a), Some(b)) if a != b => {
-            Err(inner.bad(key, format!("{a} contradicts the config's {b}")))
-        }
-        _ => Ok(inside.or(outside)),
+    if let (Some(a), Some(b)) = (inside, outside)
+        && a != b
+    {
+        return Err(inner.bad(key, format!("{a} contradicts the config's {b}")));
     }
+    let found = outside.or(family.original_positions).or(inside);
+    if let (Some(inside), Some(found)) = (inside, found)
+        && inside != found
+    {
+        let path = inner.path.display();
+        log::warn!(
+            "{path}: {}{key}: {inside} counts only outside of it in a {} config; {found} is taken",
+            inner.prefix,
+            family.model_type
+        );
+    }
+    Ok(found)
 }
 
 /// Reads the object under `rope_scaling` or `rope_parameters`; `outer` is the whole config.
@@ -1172,7 +1223,11 @@ fn read_rope_kind(keys: &Keys<'_>, outer: &Keys<'_>, sizes: Sizes) -> Result<Rop
             Ok(RopeKind::Default)
         }
         None => Err(keys.missing("rope_type")),
-        Some("llama3") => read_llama3(keys, sizes.original),
+        Some("llama3") => read_llama3(keys, sizes),
+        Some("linear") => match keys.factor("factor")? {
+            Some(factor) => Ok(RopeKind::Linear { factor }),
+            None => Err(keys.missing("factor")),
+        },
         Some("longrope" | "su") => read_longrope(keys, sizes),
         Some("yarn") if lists => read_longrope(keys, sizes),
         Some("yarn") => read_yarn(keys, sizes),
@@ -1182,15 +1237,16 @@ fn read_rope_kind(keys: &Keys<'_>, outer: &Keys<'_>, sizes: Sizes) -> Result<Rop
                     "its frequencies change as the text grows, which would spoil keys already in \
                      the cache; a config without rope scaling works within the trained length"
                 }
-                "linear" => "this version computes default, llama3, yarn and longrope",
-                _ => "it is not known; this version computes default, llama3, yarn and longrope",
+                _ => {
+                    "it is not known; this version computes default, linear, llama3, yarn and longrope"
+                }
             };
             Err(keys.unsupported("rope_type", &format!("'{}'", shown(other)), advice))
         }
     }
 }
 
-fn read_llama3(keys: &Keys<'_>, original: Option<usize>) -> Result<RopeKind> {
+fn read_llama3(keys: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
     let need = |value: Option<f64>, key| value.ok_or_else(|| keys.missing(key));
     let factor = need(keys.factor("factor")?, "factor")?;
     let low_freq_factor = need(keys.positive("low_freq_factor")?, "low_freq_factor")?;
@@ -1203,15 +1259,18 @@ fn read_llama3(keys: &Keys<'_>, original: Option<usize>) -> Result<RopeKind> {
         factor,
         low_freq_factor,
         high_freq_factor,
-        original: original.ok_or_else(|| keys.missing("original_max_position_embeddings"))?,
+        original: sizes.original.unwrap_or(sizes.max_positions),
     })
 }
 
 fn read_longrope(keys: &Keys<'_>, sizes: Sizes) -> Result<RopeKind> {
     for key in ["short_mscale", "long_mscale"] {
         if let Some(value) = keys.get(key) {
-            let advice = "this version multiplies both tables alike, by attention_factor";
-            return Err(keys.unsupported(key, &shown_value(value), advice));
+            let (path, found) = (keys.path.display(), shown_value(value));
+            log::warn!(
+                "{path}: {}{key}: {found} means nothing in these families",
+                keys.prefix
+            );
         }
     }
     let original = sizes.original.unwrap_or(sizes.max_positions);
@@ -1570,8 +1629,8 @@ mod tests {
                 "original_max_position_embeddings": original, "rope_scaling": lists}))
             .expect("a good config");
             agrees(&old, name);
-            let new = read(json!({"model_type": "phi3", "rope_parameters": {
-                "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+            let new = read(json!({"model_type": "phi3", "original_max_position_embeddings": original,
+                "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
                 "original_max_position_embeddings": original, "short_factor": short,
                 "long_factor": long}}))
             .expect("a good config");
@@ -1625,10 +1684,76 @@ mod tests {
         }
     }
 
+    /// As `standardize_rope_params` of transformers 5 has it, once the config is there.
+    #[test]
+    fn the_first_length_is_the_config_s_and_then_that_of_its_rope() {
+        let original = |model_type: &str, inside: Value, outside: Value| {
+            let rope = json!({"type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 1],
+                "long_factor": [1, 2, 3, 4, 5, 6, 7, 8], "original_max_position_embeddings": inside});
+            let keys = json!({"model_type": model_type, "rope_scaling": rope,
+                "original_max_position_embeddings": outside});
+            match read(keys).expect("a good config").rope.kind {
+                RopeKind::LongRope { original, .. } => original,
+                kind => panic!("{kind:?}"),
+            }
+        };
+        for (inside, outside, qwen2, phi3) in [
+            (json!(32), json!(32), 32, 32),
+            (json!(32), Value::Null, 32, 4096),
+            (Value::Null, json!(32), 32, 32),
+            (Value::Null, Value::Null, 512, 4096),
+        ] {
+            let found = ["qwen2", "phi3"].map(|of| original(of, inside.clone(), outside.clone()));
+            assert_eq!(found, [qwen2, phi3], "{inside} inside, {outside} outside");
+        }
+    }
+
+    #[test]
+    fn a_share_of_a_head_means_nothing_but_to_phi3() {
+        let share = |keys: Value| read(keys).map(|config| (config.rotary_dim, config.head_dim));
+        let phi3 = share(json!({"model_type": "phi3", "partial_rotary_factor": 0.5}));
+        assert_eq!(phi3.expect("a good config"), (8, 16), "half of it");
+        let qwen2 = share(json!({"partial_rotary_factor": 0.5}));
+        assert_eq!(qwen2.expect("a good config"), (16, 16), "all of it");
+        let stretched = share(json!({"partial_rotary_factor": 0.5,
+            "rope_scaling": {"type": "linear", "factor": 2.0}}));
+        let error = stretched.expect_err("transformers cannot compute it either");
+        assert!(
+            error.to_string().contains("partial_rotary_factor"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_linear_rope_divides_every_frequency() {
+        let plain = read(json!({})).expect("a good config").inv_freq(1);
+        let linear = read(json!({"rope_scaling": {"type": "linear", "factor": 4}}));
+        let (found, multiplier) = linear.expect("a good config").inv_freq(1);
+        assert!((multiplier - 1.0).abs() < f32::EPSILON, "cosines stay");
+        let want: Vec<f32> = plain.0.iter().map(|f| f / 4.0).collect();
+        assert_eq!(found, want, "a quarter of each");
+    }
+
+    #[test]
+    fn llama3_without_a_first_length_has_that_of_the_config() {
+        let read = |rope: Value| {
+            read(json!({"model_type": "llama", "rope_scaling": rope})).expect("a good config")
+        };
+        let without = read(
+            json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+            "high_freq_factor": 4}),
+        );
+        let with = read(
+            json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+            "high_freq_factor": 4, "original_max_position_embeddings": 512}),
+        );
+        assert_eq!(without.rope, with.rope, "512 positions");
+    }
+
     #[test]
     fn the_channels_of_a_head_are_paired_for_kernels_that_rotate_all_of_it() {
         let order = |share: f64| {
-            read(json!({"head_dim": 16, "partial_rotary_factor": share}))
+            read(json!({"model_type": "phi3", "head_dim": 16, "partial_rotary_factor": share}))
                 .expect("a good config")
                 .head_order()
         };
@@ -1662,6 +1787,16 @@ mod tests {
             assert_eq!(other(model_type, json!(64)), [Some(64); 3], "no switch");
             assert_eq!(other(model_type, Value::Null), [None; 3], "null is none");
         }
+        let moe = windows(
+            json!({"model_type": "qwen3_moe", "sliding_window": 64, "use_sliding_window": true,
+            "max_window_layers": 2, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16}),
+        );
+        assert_eq!(moe, [Some(64); 3], "whatever max_window_layers is");
+        let switched = windows(
+            json!({"model_type": "mistral", "sliding_window": 64, "use_sliding_window": false}),
+        );
+        assert_eq!(switched, [Some(64); 3], "mistral has no such switch");
         let absent = |model_type: &str| windows(json!({"model_type": model_type}));
         assert_eq!(absent("mistral"), [Some(4096); 3], "the family's own");
         assert_eq!(absent("phi3"), [None; 3], "it has none");
@@ -1669,6 +1804,14 @@ mod tests {
         let by_layer =
             windows(json!({"use_sliding_window": true, "sliding_window": 5, "layer_types": types}));
         assert_eq!(by_layer, [Some(5), None, Some(5)], "as the list has it");
+        let listed = |model_type: &str| {
+            read(json!({"model_type": model_type, "sliding_window": 5, "layer_types": types}))
+                .map(|config| config.windows)
+        };
+        let mistral = listed("mistral").expect("a good config");
+        assert_eq!(mistral, [Some(5), None, Some(5)], "as the list has it");
+        let error = listed("phi3").expect_err("phi3 has no such list");
+        assert!(error.to_string().contains("layer_types"), "{error}");
     }
 
     #[test]

@@ -8,14 +8,15 @@
 pub enum Window {
     /// The family has no such key; where it is set, it means nothing.
     Ignored,
-    /// Only if `use_sliding_window` is true, and only for layers from `max_window_layers` on.
+    /// Only if `use_sliding_window` is true.
     Switched {
         /// Tokens of the window where the config has none.
         default: usize,
-        /// `max_window_layers` where the config has none.
-        first: usize,
+        /// `max_window_layers` where the config has none: the first layer with a window. None: every layer
+        /// has it, whatever that key is.
+        first: Option<usize>,
     },
-    /// In every layer.
+    /// In every layer, whatever `use_sliding_window` is.
     Always {
         /// Tokens of the window where the config says nothing of it; null says that there is none.
         default: Option<usize>,
@@ -31,14 +32,32 @@ pub struct Family {
     pub architecture: &'static str,
     /// `head_dim` where the config has none; `None`: hidden size by heads.
     pub head_dim: Option<usize>,
+    /// What attention is by.
+    pub heads: Heads,
     /// What `sliding_window` means.
     pub window: Window,
-    /// Positions of the first training where the config has none; `None`: all that it was made for.
+    /// Whether `layer_types` says which layers have the window.
+    pub layer_types: bool,
+    /// Whether `partial_rotary_factor` means anything.
+    pub partial_rotary: bool,
+    /// Positions of the first training where the config itself, outside of its rope, has none; `None`: those of
+    /// its rope, or all that it was made for.
     pub original_positions: Option<usize>,
     /// Whether layers have experts, and how a config speaks of them.
     pub experts: Mixture,
-    /// Whether attention is by a latent that all heads share (MLA).
-    pub latent: bool,
+}
+
+/// What a family's attention is by. Files show which of the first three: it counts where weights are made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// Heads without more.
+    Plain,
+    /// Queries, keys and values have biases.
+    Biased,
+    /// Each head's queries and keys have a norm.
+    Normed,
+    /// A latent that all heads share (MLA).
+    Latent,
 }
 
 /// Whether a family has experts, by whose keys.
@@ -58,75 +77,89 @@ pub static FAMILIES: &[Family] = &[
         model_type: "qwen2",
         architecture: "Qwen2ForCausalLM",
         head_dim: None,
+        heads: Heads::Biased,
         window: Window::Switched {
             default: 4096,
-            first: 28,
+            first: Some(28),
         },
+        layer_types: true,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::None,
-        latent: false,
     },
     Family {
         model_type: "qwen3",
         architecture: "Qwen3ForCausalLM",
         head_dim: Some(128),
+        heads: Heads::Normed,
         window: Window::Switched {
             default: 4096,
-            first: 28,
+            first: Some(28),
         },
+        layer_types: true,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::None,
-        latent: false,
     },
     Family {
         model_type: "qwen3_moe",
         architecture: "Qwen3MoeForCausalLM",
         head_dim: None,
+        heads: Heads::Normed,
         window: Window::Switched {
             default: 4096,
-            first: 28,
+            first: None,
         },
+        layer_types: false,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::Qwen,
-        latent: false,
     },
     Family {
         model_type: "llama",
         architecture: "LlamaForCausalLM",
         head_dim: None,
+        heads: Heads::Plain,
         window: Window::Ignored,
+        layer_types: false,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::None,
-        latent: false,
     },
     Family {
         model_type: "mistral",
         architecture: "MistralForCausalLM",
         head_dim: None,
+        heads: Heads::Plain,
         window: Window::Always {
             default: Some(4096),
         },
+        layer_types: true,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::None,
-        latent: false,
     },
     Family {
         model_type: "phi3",
         architecture: "Phi3ForCausalLM",
         head_dim: None,
+        heads: Heads::Plain,
         window: Window::Always { default: None },
+        layer_types: false,
+        partial_rotary: true,
         original_positions: Some(4096),
         experts: Mixture::None,
-        latent: false,
     },
     Family {
         model_type: "deepseek_v3",
         architecture: "DeepseekV3ForCausalLM",
         head_dim: None,
+        heads: Heads::Latent,
         window: Window::Ignored,
+        layer_types: false,
+        partial_rotary: false,
         original_positions: None,
         experts: Mixture::DeepSeek,
-        latent: true,
     },
 ];
 

@@ -3,6 +3,7 @@
 //! The tensors are those that a checkpoint of the shape would have, in the same storage types, and small
 //! enough for activations to stay of order one.
 
+use super::families::Heads;
 use super::latent::{self, LatentWeights};
 use super::load::{
     Attention, Head, Layer, Matrix, Parts, Pieces, Router, Shared, Weights, feed_forward, out,
@@ -69,7 +70,7 @@ pub(super) fn random(device: &Device, config: &Config, how: RandomWeights) -> Re
             bias: device.tensor(&[rows], DType::F32)?,
         }),
         no_scales: make.no_scales,
-        qk_norm: config.family.model_type.starts_with("qwen3"),
+        qk_norm: config.family.heads == Heads::Normed,
     })
 }
 
@@ -154,7 +155,7 @@ impl Maker<'_> {
 
     fn heads(&mut self, c: &Config, dtype: DType) -> Result<Attention> {
         let qkv = c.q_size() + 2 * c.kv_size();
-        let norms = c.family.model_type.starts_with("qwen3");
+        let norms = c.family.heads == Heads::Normed;
         let mut norm = || {
             if norms {
                 self.norm(c.head_dim)
@@ -165,7 +166,7 @@ impl Maker<'_> {
         let [q_norm, k_norm] = [norm()?, norm()?];
         Ok(Attention::Heads {
             qkv: self.matrix(qkv, c.hidden_size, dtype)?,
-            qkv_bias: self.bias(qkv, c.family.model_type == "qwen2")?,
+            qkv_bias: self.bias(qkv, c.family.heads == Heads::Biased)?,
             q_norm,
             k_norm,
         })

@@ -171,6 +171,7 @@ pub fn find(name: &str) -> Result<Config> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::families::Heads;
     use super::*;
 
     #[test]
@@ -208,10 +209,10 @@ mod tests {
                 }
                 None => h * (c.q_size() + 2 * c.kv_size()) + c.q_size() * h,
             };
-            let more = match c.family.model_type {
-                "qwen2" => c.q_size() + 2 * c.kv_size(),
-                "qwen3" | "qwen3_moe" => 2 * c.head_dim,
-                _ => 0,
+            let more = match c.family.heads {
+                Heads::Biased => c.q_size() + 2 * c.kv_size(),
+                Heads::Normed => 2 * c.head_dim,
+                Heads::Plain | Heads::Latent => 0,
             };
             let layers = (0..c.n_layers).map(|layer| {
                 let experts = c.experts.as_ref().filter(|e| e.layers[layer]);

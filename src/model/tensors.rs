@@ -264,12 +264,17 @@ impl TensorMap {
         let found = |want: &&Want| checkpoint.tensors().contains_key(&want.name);
         let mut groups: HashSet<Group> = all.iter().filter(found).map(|w| w.group).collect();
         groups.insert(Group::Always);
-        // Where the config does not say, the tensors do.
-        let redundant = config.tie_word_embeddings == Some(true) && groups.remove(&Group::Head);
-        if redundant {
-            let path = checkpoint.main_path();
-            let path = path.display();
-            log::warn!("{path}: {HEAD} is ignored: the config ties it to the embedding");
+        // Where the config does not say, the tensors do; and a head of its own is one, whatever the config says.
+        if config.tie_word_embeddings == Some(true) && groups.contains(&Group::Head) {
+            if checkpoint.are_equal(HEAD, EMBED)? {
+                groups.remove(&Group::Head);
+            } else {
+                let path = checkpoint.main_path();
+                let path = path.display();
+                log::warn!(
+                    "{path}: {HEAD} is not the embedding, though the config ties them; it is the head"
+                );
+            }
         }
         if config.tie_word_embeddings == Some(false) {
             groups.insert(Group::Head);
@@ -280,7 +285,10 @@ impl TensorMap {
         let behind = config.n_layers..config.n_layers + config.extra_layers;
         for (name, entry) in checkpoint.tensors() {
             let is_extra = layer_of(name).is_some_and(|layer| behind.contains(&layer));
-            if known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq") || is_extra {
+            // Of no experts that all tokens share there are matrices without rows.
+            let is_empty = entry.len == 0;
+            let is_known = known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq");
+            if is_known || is_extra || is_empty {
                 continue;
             }
             let path = checkpoint.path_of(entry);

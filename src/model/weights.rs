@@ -296,6 +296,29 @@ impl Checkpoint {
         self.check_finite(name, first_row * (row / entry.element_bytes()), bytes)
     }
 
+    /// Whether two tensors are of one type and shape and hold the same bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_rows`].
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        const PIECE: usize = 1 << 22;
+        let (first, second) = (self.entry(a)?, self.entry(b)?);
+        if first.dtype != second.dtype || first.shape != second.shape {
+            return Ok(false);
+        }
+        let most = (PIECE / first.row_bytes().max(1)).max(1);
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        for row in (0..first.n_rows()).step_by(most) {
+            let n = most.min(first.n_rows() - row);
+            self.read_rows(a, row, n, &mut one)?;
+            self.read_rows(b, row, n, &mut other)?;
+            if one != other {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads a whole tensor in order, in pieces of at most `piece` bytes (but at least an element),
     /// and gives each with the index of its first element. Makes sure that every number is finite.
     ///

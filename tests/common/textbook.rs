@@ -413,9 +413,9 @@ impl Textbook {
             .collect();
         let embed = weights.linear("model.embed_tokens").unwrap();
         let norm = weights.vector("model.norm.weight").unwrap();
-        // A tied model may still carry a stale copy of the head; the config decides.
+        // A head that is there is one, whatever the config says of ties.
         let tied = config["tie_word_embeddings"] == Value::Bool(true);
-        let head = weights.linear("lm_head").filter(|_| !tied);
+        let head = weights.linear("lm_head");
         assert!(tied || head.is_some(), "an untied model without lm_head");
         assert!(
             weights.0.is_empty(),
@@ -793,6 +793,7 @@ fn window(config: &Value, layer: usize) -> Option<usize> {
     let slides = match (&config["layer_types"][layer], config["model_type"].as_str()) {
         (Value::String(kind), _) => kind == "sliding_attention",
         (_, Some("mistral" | "phi3")) => true,
+        (_, Some("qwen3_moe")) => config["use_sliding_window"] == Value::Bool(true),
         (_, Some("qwen2" | "qwen3")) => {
             config["use_sliding_window"] == Value::Bool(true)
                 && layer >= number("max_window_layers").unwrap_or(28)

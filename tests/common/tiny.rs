@@ -34,7 +34,8 @@ pub struct TinyModel {
     pub fused: bool,
     /// Experts in place of the feed-forward block, of which a token takes two: makes it a Qwen3-MoE.
     pub experts: usize,
-    /// Share of each head's channels that rotates, the first ones.
+    /// Share of each head's channels that rotates, the first ones; less than all makes it a Phi-3, whatever
+    /// norms and biases it has.
     pub rotary: f64,
     /// Tokens that a layer sees: makes it a Mistral, unless it is another by now. Of Qwen2 and Qwen3, layer
     /// 0 sees everything.
@@ -147,6 +148,8 @@ impl TinyModel {
                 latent: Some(_), ..
             } => ("deepseek_v3", "DeepseekV3ForCausalLM"),
             Self { experts: 1.., .. } => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+            // The only one of which a part of a head may rotate.
+            _ if self.rotary < 1.0 => ("phi3", "Phi3ForCausalLM"),
             Self { qk_norm: true, .. } => ("qwen3", "Qwen3ForCausalLM"),
             Self { bias: true, .. } => ("qwen2", "Qwen2ForCausalLM"),
             Self { fused: true, .. } => ("phi3", "Phi3ForCausalLM"),
@@ -162,7 +165,7 @@ impl TinyModel {
             Dtype::BF16 => "bfloat16",
             other => panic!("no tiny model in {other:?}"),
         };
-        let switched = self.bias || self.qk_norm;
+        let switched = matches!(model_type, "qwen2" | "qwen3");
         let mut config = json!({
             "architectures": [architecture],
             "model_type": model_type,
@@ -199,7 +202,7 @@ impl TinyModel {
             config["norm_topk_prob"] = true.into();
         }
         config["sliding_window"] = self.window.into();
-        if switched || self.window.is_none() {
+        if model_type.starts_with("qwen") {
             config["use_sliding_window"] = self.window.is_some().into();
         }
         if self.new_config {

@@ -254,6 +254,20 @@ CASES = {
         quantise=awq,
         group=32,
     ),
+    # Whose windows are in every layer, whatever max_window_layers is.
+    "tf_qwen3_moe_window": dict(
+        config=QWEN3_MOE
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+        },
+        rope=DEFAULT,
+        spelling=4,
+    ),
     "tf_qwen3_moe_fused": dict(config=QWEN3_MOE, rope=DEFAULT, spelling=5, quantise=fused),
     "tf_deepseek_v3_yarn": dict(
         config=DEEPSEEK | {"max_position_embeddings": 64, "q_lora_rank": None},

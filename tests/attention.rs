@@ -564,12 +564,12 @@ fn assert_near(got: &[Vec<u32>], want: &[Vec<u32>]) {
     assert!(worst <= 2e-5 * largest.max(1.0), "{worst} of {largest}");
 }
 
-/// Blocks of every kind, three workers, steps that close: all logits against the textbook.
-fn play(scene: &mut Scene, layout: Layout, n_blocks: usize, seed: &str) {
+/// Blocks of every kind, several workers, steps that close: all logits against the textbook.
+fn play(scene: &mut Scene, layout: Layout, [n_blocks, n_workers]: [usize; 2], seed: &str) {
     let mut random = Random::new(seed);
     let history: Vec<BlockId> = (0..n_blocks).map(|_| scene.open()).collect();
     let [header_others, header_own] = [scene.open(), scene.open()];
-    let own = (0..3).map(|_| scene.open()).collect();
+    let own = (0..n_workers).map(|_| scene.open()).collect();
     let mut turns = Vec::new();
     for (i, &block) in history.iter().enumerate() {
         // Every fifth block is empty; the first is longer than a page.
@@ -597,19 +597,24 @@ fn play(scene: &mut Scene, layout: Layout, n_blocks: usize, seed: &str) {
         header_own,
         own,
     };
-    for pass in 0..5 {
+    // Few numbers of rows: each has kernels of its own.
+    for (pass, n_rows) in [6, 5, 6, 4, 6].into_iter().enumerate() {
+        // In the second and the fourth pass one worker is idle.
+        let active: Vec<usize> = (0..n_workers)
+            .filter(|&w| pass % 2 == 0 || w != pass / 2)
+            .collect();
+        let mut lens = vec![1; active.len()];
+        for i in 0..n_rows - active.len() {
+            lens[(pass + i * i) % active.len()] += 1;
+        }
         let mut turns = Vec::new();
-        for w in 0..3 {
-            // Ragged; in the second and the fourth pass one worker is idle.
-            if pass % 2 == 1 && w == pass / 2 {
-                continue;
-            }
-            let fed = tokens(&format!("{seed}, {pass}, {w}"), 1 + (w + 2 * pass) % 4);
+        for (w, len) in active.into_iter().zip(lens) {
+            let fed = tokens(&format!("{seed}, {pass}, {w}"), len);
             turns.push(turn(&layout.view(w, &shared).0, &fed));
         }
         scene.pass(&batch(turns));
         let fresh = scene.open();
-        if let Some(done) = layout.close(pass % 3, fresh, &mut shared) {
+        if let Some(done) = layout.close(pass % n_workers, fresh, &mut shared) {
             scene.close(done);
         }
     }
@@ -783,15 +788,18 @@ fn every_shape_of_model_agrees_with_the_textbook() {
             assert!(multiplier > 1.1, "{multiplier} must be told from 1");
         }
         // Every layout with every number of blocks, over the shapes.
-        for (layout, n_blocks) in [
-            (Layout::Combined, 40),
-            (Layout::Contiguous, 17),
-            (Layout::Interleaved, 3),
-            (Layout::Combined, 1),
+        for (layout, sizes) in [
+            (Layout::Combined, [40, 4]),
+            (Layout::Contiguous, [17, 2]),
+            (Layout::Interleaved, [3, 4]),
+            (Layout::Combined, [1, 2]),
         ] {
             let mut scene = Scene::new(&textbook, &models, DType::F32, 128);
-            play(&mut scene, layout, n_blocks, what);
-            scene.check(&format!("{what}, {layout:?}, {n_blocks} blocks"), 1e-4);
+            play(&mut scene, layout, sizes, what);
+            scene.check(
+                &format!("{what}, {layout:?}, blocks and workers {sizes:?}"),
+                1e-4,
+            );
         }
     }
 }
@@ -989,7 +997,7 @@ fn a_narrow_cache_is_near_the_textbook_and_is_narrow() {
     let mut worst: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (kv, tolerance) in [(DType::F32, 1e-4), (DType::F16, 0.03), (DType::BF16, 0.25)] {
         let mut scene = Scene::new(&textbook, &models, kv, 128);
-        play(&mut scene, Layout::Combined, 17, "narrow");
+        play(&mut scene, Layout::Combined, [17, 3], "narrow");
         scene.check(&format!("a cache in {kv}"), tolerance);
         worst.insert(kv.name(), scene.worst);
     }

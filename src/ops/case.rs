@@ -1,5 +1,6 @@
 //! Numbers for cases: seeded by the case's name, chosen to mean something.
 
+use super::u32_of;
 use crate::device::{Case, CaseArg, DType, Data, ParamBytes};
 
 /// A stream of pseudo-random numbers (`SplitMix64`) that starts from a name.
@@ -59,6 +60,14 @@ pub(super) fn words(shape: &[usize], values: Vec<u32>) -> CaseArg {
         shape: shape.to_vec(),
         data: Data::Words(values),
     }
+}
+
+/// Slot and index in its block of each of `n_rows` rows: slots backwards from the third, each once; indices
+/// anywhere below `n_angles`.
+pub(super) fn targets(rng: &mut Rng, n_rows: usize, n_slots: usize, n_angles: usize) -> CaseArg {
+    let target = |row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)];
+    let values = (0..n_rows).flat_map(target).map(u32_of).collect();
+    words(&[n_rows, 2], values)
 }
 
 pub(super) fn output(dtype: DType, shape: &[usize]) -> CaseArg {

@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::case::{Rng, case, floats, words};
+use super::case::{Rng, case, floats, targets};
 use super::linear::Norm;
 use super::place::store;
 use super::u32_of;
@@ -157,11 +157,7 @@ fn cases() -> Vec<Case> {
     let make = |name: &str, dtype, [n_rows, dim, count, gap]: [usize; 4], eps: f32| {
         let mut rng = Rng::named(name);
         let (n_slots, n_angles) = (n_rows + 5, 33);
-        // Slots out of order, each once; indices anywhere.
-        let targets: Vec<u32> = (0..n_rows)
-            .flat_map(|row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)])
-            .map(u32_of)
-            .collect();
+        let targets = targets(&mut rng, n_rows, n_slots, n_angles);
         let params = Params {
             n_rows: u32_of(n_rows),
             dim: u32_of(dim),
@@ -192,7 +188,7 @@ fn cases() -> Vec<Case> {
             floats(DType::F32, &[n_rows, wide], x),
             floats(DType::F32, &[dim], gamma),
             floats(DType::F32, &[n_angles, gap, 2], angles),
-            words(&[n_rows, 2], targets),
+            targets,
             floats(dtype, &[n_slots, 1, wide], noise),
         ];
         case(name, &params, args)

@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::case::{Rng, case, floats, output, words};
+use super::case::{Rng, case, floats, output, targets};
 use super::u32_of;
 use crate::device::Access::{Read, Write};
 use crate::device::{
@@ -298,11 +298,7 @@ fn cases() -> Vec<Case> {
     let make = |name: &str, dtype, [n_rows, heads, kv_heads, dim]: [usize; 4], eps: f32| {
         let mut rng = Rng::named(name);
         let (n_slots, n_angles) = (n_rows + 5, 33);
-        // Slots out of order, each once; indices anywhere.
-        let targets: Vec<u32> = (0..n_rows)
-            .flat_map(|row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)])
-            .map(u32_of)
-            .collect();
+        let targets = targets(&mut rng, n_rows, n_slots, n_angles);
         let params = Params {
             n_rows: u32_of(n_rows),
             n_heads: u32_of(heads),
@@ -338,7 +334,7 @@ fn cases() -> Vec<Case> {
                 q_norm,
                 k_norm,
                 floats(DType::F32, &[n_angles, dim / 2, 2], angles),
-                words(&[n_rows, 2], targets),
+                targets,
                 output(DType::F32, &[n_rows, heads, dim]),
                 keys,
                 values,

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::case::{Rng, case, floats, output, words};
+use super::case::{Rng, case, floats, output, targets};
 use super::dot::ROWS;
 use super::linear::{
     By, Launched, Linear, Norm, Product, Served, column_consts, column_groups, has_matrices,
@@ -373,11 +373,7 @@ impl Scene {
         let mut rng = Rng::named(name);
         let [heads, kv_heads, dim] = s.heads;
         let (n_slots, n_angles, group) = (s.rows + 5, 33, 32);
-        // Slots backwards from the third, each once; indices anywhere.
-        let targets: Vec<u32> = (0..s.rows)
-            .flat_map(|row| [(n_slots + 2 - row) % n_slots, rng.below(n_angles)])
-            .map(u32_of)
-            .collect();
+        let targets = targets(&mut rng, s.rows, n_slots, n_angles);
         let params = Params {
             n_rows: u32_of(s.rows),
             k: u32_of(s.k),
@@ -418,7 +414,7 @@ impl Scene {
             scales,
             floats(DType::F32, &[n_out], bias),
             floats(DType::F32, &[n_angles, dim / 2, 2], angles),
-            words(&[s.rows, 2], targets),
+            targets,
             output(DType::F32, &[s.rows, heads, dim]),
             keys,
             values,
